@@ -1,0 +1,1 @@
+//! The node agent: sources, endpoints, addresses, data-path choice, API.

@@ -1,0 +1,1 @@
+//! The plugin a container runtime executes: one CNI call becomes one question to the agent.

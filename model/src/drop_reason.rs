@@ -1,0 +1,117 @@
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+// One list from which index, label and help are made, so that none of the three can be forgotten or disagree.
+macro_rules! drop_reasons {
+    ($($(#[doc = $help:literal])+ $variant:ident = $label:literal,)+) => {
+        /// Why a packet was dropped: the index is its counter, the label its metric label, the doc line the operator's help text.
+        /// Both data paths use the same names.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $($(#[doc = $help])+ #[serde(rename = $label)] $variant,)+
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of their indexes.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant,)+];
+
+            /// The name in metrics, status and nft counters.
+            pub const fn label(self) -> &'static str {
+                match self { $(DropReason::$variant => $label,)+ }
+            }
+
+            /// One sentence for an operator.
+            pub const fn help(self) -> &'static str {
+                match self { $(DropReason::$variant => concat!($($help,)+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// A header is cut short or contradicts the bytes that are there.
+    Malformed = "malformed",
+    /// The kernel refused a tunnel frame without a reason of its own.
+    KernelMalformed = "kernel-malformed",
+    /// A VXLAN header without the I flag (RFC 7348 §5).
+    VxlanWithoutVni = "vxlan-without-vni",
+    /// A tunnel frame whose network identifier is nobody's here.
+    NoSuchTunnel = "no-such-tunnel",
+    /// A tunnel frame with our network identifier from an address that is no known node.
+    UnknownSender = "unknown-sender",
+    /// A tunnel frame whose inner source is neither in its sender's pod prefixes nor one of the sender's own addresses.
+    ForeignInnerSource = "foreign-inner-source",
+    /// A tunnel frame that carries something else than IPv4 or IPv6.
+    InnerNotIp = "inner-not-ip",
+    /// A tunnel frame whose inner frame has a VLAN tag (RFC 7348 §6.1).
+    InnerVlan = "inner-vlan",
+    /// A fragment of a tunnel datagram (RFC 7348 §4.3).
+    OuterFragment = "outer-fragment",
+    /// A tunnel frame whose outer checksum is wrong, or zero over IPv6.
+    OuterChecksum = "outer-checksum",
+    /// A pod sent with a hardware address that is not its own.
+    SpoofedMac = "spoofed-mac",
+    /// A pod sent from an address that is not its own.
+    SpoofedAddress = "spoofed-address",
+    /// A pod sent to the tunnel port of a node.
+    TunnelPortFromPod = "tunnel-port-from-pod",
+    /// A frame came from a port that belongs to no endpoint.
+    NoSuchPort = "no-such-port",
+    /// The destination is in this node's pod prefixes, but no endpoint has it.
+    NoSuchEndpoint = "no-such-endpoint",
+    /// No node, endpoint or route has the destination.
+    NoRoute = "no-route",
+    /// Neither IPv4, IPv6 nor ARP.
+    UnhandledEtherType = "unhandled-ethertype",
+    /// An ARP or neighbour request that is not for the gateway, or one that is not addressed to us.
+    UnansweredNeighbour = "unanswered-neighbour",
+    /// The hop count ran out; the sender was told, within the limits of RFC 1122 §3.2.2.
+    HopLimit = "hop-limit",
+    /// Too big for the next link; the sender was told the MTU.
+    TooBig = "too-big",
+    /// No room in front of the frame for the outer headers.
+    NoHeadroom = "no-headroom",
+    /// No packet buffer was free.
+    NoBuffer = "no-buffer",
+    /// The port that should send the frame did not take it.
+    PortFull = "port-full",
+    /// The port that should send the frame is down.
+    PortDown = "port-down",
+}
+
+impl DropReason {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// The index of its counter.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.label())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_has_an_index_a_label_and_a_sentence() {
+        let labels: BTreeSet<_> = DropReason::ALL.iter().map(|reason| reason.label()).collect();
+        assert_eq!(labels.len(), DropReason::COUNT);
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(reason.index(), index);
+            assert!(reason.label().chars().all(|c| c.is_ascii_lowercase() || c == '-'), "{reason}");
+            assert!(reason.help().ends_with('.'), "{reason}: {:?}", reason.help());
+            assert_eq!(serde_json::to_string(reason).unwrap(), format!("\"{reason}\""));
+        }
+    }
+}

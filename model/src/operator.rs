@@ -1,0 +1,114 @@
+//! What the agent shows an operator: the JSON of its HTTP API and of `causeway … --json`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ClusterName, Count, DropReason, Endpoint, EndpointCounters, MacAddr, NodeId, Path, TunnelOwner, Vni,
+};
+
+/// The version of this API.
+pub const VERSION: u32 = 1;
+/// Where the agent's API listens unless configured otherwise.
+pub const SOCKET: &str = "/run/causeway/api.sock";
+
+/// One page about a node: `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`VERSION`] of the agent that answers.
+    pub version: u32,
+    /// The agent's release and commit.
+    pub release: String,
+    /// The node, once its object is known.
+    pub node: Option<NodeStatus>,
+    /// What the agent waits for before it can serve; empty when it serves.
+    pub waiting_for: Vec<String>,
+    /// Which data path new endpoints get, and why.
+    pub path: PathStatus,
+    /// Nodes of all clusters, this one left out.
+    pub peers: Vec<PeerStatus>,
+    /// How many endpoints hang on each path.
+    pub endpoints: BTreeMap<Path, usize>,
+    /// Tunnel frames sent.
+    pub tunnel_sent: Count,
+    /// Tunnel frames received.
+    pub tunnel_received: Count,
+    /// Drops by reason; reasons that never occurred are left out.
+    pub drops: BTreeMap<DropReason, Count>,
+    /// Where desired state comes from, and how fresh it is.
+    pub source: SourceStatus,
+    /// Whatever is wrong and not fatal: manifests that do not parse, refused nodes, failed repairs.
+    pub problems: Vec<String>,
+    /// What this node does less well than it could, and why: features the kernel lacks or that are masked.
+    pub limits: Vec<String>,
+}
+
+/// This node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Cluster and name.
+    pub id: NodeId,
+    /// Where its tunnel ends.
+    pub tunnel_address: IpAddr,
+    /// The interface that has that address.
+    pub uplink: String,
+    /// Its tunnel's hardware address.
+    pub vtep_mac: MacAddr,
+    /// Its pod prefixes.
+    pub pod_prefixes: Vec<ipnetwork::IpNetwork>,
+    /// The network identifier.
+    pub vni: Vni,
+    /// The tunnel's UDP port.
+    pub port: u16,
+    /// The MTU of pods.
+    pub pod_mtu: u16,
+}
+
+/// The choice of data path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathStatus {
+    /// What was asked for: auto, fast or kernel.
+    pub asked: String,
+    /// What new endpoints get unless their pod says otherwise.
+    pub path: Path,
+    /// Why.
+    pub reason: String,
+    /// Who holds the tunnel.
+    pub tunnel: TunnelOwner,
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Cluster and name.
+    pub id: NodeId,
+    /// Where its tunnel ends.
+    pub tunnel_address: IpAddr,
+    /// Its pod prefixes.
+    pub pod_prefixes: Vec<ipnetwork::IpNetwork>,
+}
+
+/// A source of desired state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// What it is: "manifests in /etc/causeway/manifests".
+    pub what: String,
+    /// Whether it has been read whole at least once.
+    pub synchronised: bool,
+    /// Seconds since it was last read.
+    pub age_seconds: Option<u64>,
+}
+
+/// One endpoint and its counters: `GET /v1/endpoints` gives a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointStatus {
+    /// The endpoint.
+    #[serde(flatten)]
+    pub endpoint: Endpoint,
+    /// Its cluster.
+    pub cluster: Option<ClusterName>,
+    /// What passed.
+    pub counters: EndpointCounters,
+}

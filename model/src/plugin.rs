@@ -1,0 +1,149 @@
+//! What plugin and agent say to each other: one [`Request`] and one [`Reply`] a connection, framed by [`crate::write_frame`].
+//!
+//! The descriptor of the pod's network namespace rides beside the first byte of the request (SCM_RIGHTS). Unknown fields
+//! are ignored and new ones have defaults, so that a plugin and an agent one version apart understand each other.
+
+use std::collections::BTreeMap;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{EndpointKey, MacAddr, Path, PodName};
+
+/// The version of this protocol.
+pub const VERSION: u32 = 1;
+/// Where the agent listens unless the network configuration says otherwise.
+pub const SOCKET: &str = "/run/causeway/cni.sock";
+/// Where the plugin leaves word of deletions while the agent is dead, unless the network configuration says otherwise.
+pub const TOMBSTONES: &str = "/var/lib/causeway/tombstones";
+
+/// What the runtime wants done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Verb {
+    /// Attach.
+    Add,
+    /// Detach.
+    Del,
+}
+
+/// One CNI call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// [`VERSION`] of the plugin.
+    pub version: u32,
+    /// What to do.
+    pub verb: Verb,
+    /// To what.
+    pub key: EndpointKey,
+    /// The path of the network namespace as the runtime gave it; empty when it gave none.
+    #[serde(default)]
+    pub netns: String,
+    /// The pod, where CNI_ARGS named it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodName>,
+    /// CNI_ARGS, all of them.
+    #[serde(default)]
+    pub args: BTreeMap<String, String>,
+    /// The network configuration as it came on stdin.
+    #[serde(default)]
+    pub config: Map<String, Value>,
+}
+
+/// Word of a deletion that the agent has not heard of: a file named by the attachment, so that writing it twice is writing it once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// [`VERSION`] of the plugin.
+    pub version: u32,
+    /// The attachment that is gone.
+    pub key: EndpointKey,
+}
+
+impl Tombstone {
+    /// The name of its file.
+    pub fn file_name(&self) -> String {
+        format!("{}.json", self.key.link_name())
+    }
+}
+
+/// An address as a pod has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodAddress {
+    /// The address, with the full length of its family.
+    pub address: IpNetwork,
+    /// Its gateway.
+    pub gateway: std::net::IpAddr,
+}
+
+/// What an attachment looks like once it is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The link's name on the node; a TAP of the fast path has none there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_interface: Option<String>,
+    /// The hardware address of the gateway behind that link.
+    pub host_mac: MacAddr,
+    /// The pod's hardware address.
+    pub mac: MacAddr,
+    /// The pod's MTU.
+    pub mtu: u16,
+    /// The pod's addresses, IPv4 first.
+    pub addresses: Vec<PodAddress>,
+    /// Which data path carries it.
+    pub path: Path,
+}
+
+/// An error as the runtime shall see it (CNI 1.1.0 §5).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The specification's code, or one of our own from 100 on.
+    pub code: u32,
+    /// One sentence with the object in it.
+    pub msg: String,
+    /// More, where there is more.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub details: String,
+}
+
+impl Failure {
+    /// The specification's code for an invalid environment variable.
+    pub const INVALID_ENVIRONMENT: u32 = 4;
+    /// The specification's code for failed I/O.
+    pub const IO: u32 = 5;
+    /// The specification's code for content that cannot be decoded.
+    pub const DECODING: u32 = 6;
+    /// The specification's code for an invalid network configuration.
+    pub const INVALID_CONFIG: u32 = 7;
+    /// The specification's code for "try again later".
+    pub const TRY_AGAIN: u32 = 11;
+    /// The specification's code for an incompatible version.
+    pub const INCOMPATIBLE_VERSION: u32 = 1;
+    /// The specification's code for an unsupported field.
+    pub const UNSUPPORTED_FIELD: u32 = 2;
+    /// The specification's code for an unknown container.
+    pub const UNKNOWN_CONTAINER: u32 = 3;
+    /// Ours: the range of addresses is used up.
+    pub const RANGE_EXHAUSTED: u32 = 100;
+    /// Ours: the attachment exists already.
+    pub const EXISTS: u32 = 101;
+    /// Ours: the data path could not do it.
+    pub const DATAPATH: u32 = 102;
+
+    /// A failure without details.
+    pub fn new(code: u32, msg: impl Into<String>) -> Self {
+        Self { code, msg: msg.into(), details: String::new() }
+    }
+}
+
+/// The agent's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// ADD: it is done, and looks like this.
+    Attached(Attachment),
+    /// It is done, and there is nothing to show.
+    Done,
+    /// It is not done, and nothing is left of the attempt.
+    Failed(Failure),
+}

@@ -1,0 +1,1 @@
+//! The whole system in network namespaces: the lab, the demo and the stories told over them.
