@@ -84,6 +84,9 @@ pub struct Attachment {
     pub host_interface: Option<String>,
     /// The hardware address of the gateway behind that link.
     pub host_mac: MacAddr,
+    /// That link's MTU: not the pod's, since the node's end takes longer packets in order to answer them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_mtu: Option<u16>,
     /// The pod's hardware address.
     pub mac: MacAddr,
     /// The pod's MTU.
