@@ -33,7 +33,7 @@ pub const GATEWAY_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 1, 
 pub const GATEWAY_V6: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// The hardware address behind both gateways: one for all pods and both data paths, so that a pod moved from
 /// one path to the other keeps its permanent neighbours. Locally administered.
-pub const GATEWAY_MAC: MacAddr = MacAddr::new([0x02, 0xca, 0x5e, 0x00, 0x00, 0x01]);
+pub const GATEWAY_MAC: MacAddr = MacAddr([0x02, 0xca, 0x5e, 0x00, 0x00, 0x01]);
 /// The IANA port of VXLAN (RFC 7348 §8).
 pub const VXLAN_PORT: u16 = 4789;
 /// The network identifier used unless configured otherwise.

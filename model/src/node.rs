@@ -86,7 +86,7 @@ impl Node {
     pub fn derived_vtep_mac(id: &NodeId) -> MacAddr {
         let hash = fnv1a([id.cluster.as_str(), id.name.as_str()]);
         let [a, b, c, d, e, ..] = (hash ^ (hash >> 24)).to_be_bytes();
-        MacAddr::new([0x02, a, b, c, d, e])
+        MacAddr([0x02, a, b, c, d, e])
     }
 
     /// Where a tunnel over `family` ends.
@@ -173,6 +173,6 @@ mod tests {
         let mac = Node::derived_vtep_mac(&id("lyon", "east"));
         assert_ne!(mac, Node::derived_vtep_mac(&id("paris", "east")));
         assert_ne!(mac, Node::derived_vtep_mac(&id("lyon", "west")));
-        assert_eq!(mac.octets()[0], 0x02, "locally administered, unicast");
+        assert_eq!(mac.0[0], 0x02, "locally administered, unicast");
     }
 }
