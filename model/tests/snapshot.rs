@@ -23,7 +23,7 @@ fn endpoint(number: u8, variant: u8) -> Endpoint {
         key: EndpointKey { network: "pods".into(), container: format!("c{number}"), interface: "eth0".into() },
         pod: None,
         addresses: vec![[10, 70, 1, number].into()],
-        mac: MacAddr::new([2, 0, 0, 0, 0, number]),
+        mac: MacAddr([2, 0, 0, 0, 0, number]),
         mtu: 1450,
         labels: BTreeMap::from([("app".into(), format!("v{variant}"))]),
         identity: Identity(Identity::FIRST_INTERNED + u32::from(variant)),
