@@ -1,5 +1,6 @@
 use std::fmt;
 
+use causeway_wire::Malformed;
 use serde::{Deserialize, Serialize};
 
 // One list from which index, label and help are made, so that none of the three can be forgotten or disagree.
@@ -51,6 +52,8 @@ drop_reasons! {
     OuterFragment = "outer-fragment",
     /// A tunnel frame whose outer checksum is wrong, or zero over IPv6.
     OuterChecksum = "outer-checksum",
+    /// A tunnel frame marked "congested" around a packet whose sender cannot be told (RFC 6040 §4.2).
+    EcnNotCapable = "ecn-not-capable",
     /// A pod sent with a hardware address that is not its own.
     SpoofedMac = "spoofed-mac",
     /// A pod sent from an address that is not its own.
@@ -63,6 +66,10 @@ drop_reasons! {
     NoSuchEndpoint = "no-such-endpoint",
     /// No node, endpoint or route has the destination.
     NoRoute = "no-route",
+    /// The hardware address of the next hop towards a node is not known.
+    UnresolvedNextHop = "unresolved-next-hop",
+    /// Not addressed to us: on the uplink no tunnel frame for this node, elsewhere another hardware address than ours.
+    NotForUs = "not-for-us",
     /// Neither IPv4, IPv6 nor ARP.
     UnhandledEtherType = "unhandled-ethertype",
     /// An ARP or neighbour request that is not for the gateway, or one that is not addressed to us.
@@ -88,6 +95,15 @@ impl DropReason {
     /// The index of its counter.
     pub const fn index(self) -> usize {
         self as usize
+    }
+}
+
+impl From<Malformed> for DropReason {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            Malformed::VxlanWithoutVni => DropReason::VxlanWithoutVni,
+            _ => DropReason::Malformed,
+        }
     }
 }
 
