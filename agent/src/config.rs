@@ -1,0 +1,394 @@
+//! The agent's one configuration file.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use causeway_model::{DEFAULT_VNI, NodeName, Overlay, VXLAN_PORT, Vni};
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::sources::yaml;
+
+/// What may be asked for where a data path is chosen: for the node, for new endpoints, for one pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PathWish {
+    /// The fast path where it can be had, else the kernel.
+    #[default]
+    Auto,
+    /// The fast path.
+    Fast,
+    /// The kernel.
+    Kernel,
+}
+
+impl fmt::Display for PathWish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            PathWish::Auto => "auto",
+            PathWish::Fast => "fast",
+            PathWish::Kernel => "kernel",
+        })
+    }
+}
+
+/// A word that is no data path.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0:?} is no data path; allowed: auto, fast, kernel")]
+pub struct NoSuchPath(String);
+
+impl FromStr for PathWish {
+    type Err = NoSuchPath;
+
+    fn from_str(word: &str) -> Result<Self, NoSuchPath> {
+        let all = [PathWish::Auto, PathWish::Fast, PathWish::Kernel];
+        all.into_iter().find(|wish| wish.to_string() == word).ok_or_else(|| NoSuchPath(word.to_owned()))
+    }
+}
+
+/// A feature of the kernel that the agent uses where it is there, and does without where it is not or is masked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KernelFeature {
+    /// `IFLA_VXLAN_RESERVED_BITS`: reserved bits of received VXLAN headers are ignored (Linux 6.14).
+    VxlanReservedBits,
+    /// `TUN_F_UDP_TUNNEL_GSO`: tunnel frames of up to 64 KiB through a TAP (Linux 6.17).
+    TunUdpTunnelGso,
+}
+
+/// What the agent was told, with every default filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This node's name.
+    pub node: NodeName,
+    /// The directory of manifests.
+    pub manifests: PathBuf,
+    /// The directory statuses are written to.
+    pub status: PathBuf,
+    /// The directory of what survives a reboot.
+    pub state: PathBuf,
+    /// The directory of what does not.
+    pub run: PathBuf,
+    /// Where the plugin asks.
+    pub cni_socket: PathBuf,
+    /// Where the operator asks.
+    pub api_socket: PathBuf,
+    /// Where the fast path is met.
+    pub fastpath_socket: PathBuf,
+    /// Where the plugin leaves word of deletions while the agent is dead.
+    pub tombstones: PathBuf,
+    /// The interface that carries the tunnel; without it, the one that has the node's address.
+    pub uplink: Option<String>,
+    /// The data path of this node.
+    pub datapath: PathWish,
+    /// What pods get that do not say.
+    pub default_path: PathWish,
+    /// Network identifier and port, equal across a mesh.
+    pub overlay: Overlay,
+    /// The MTU of pods; without it, the uplink's less the tunnel's overhead.
+    pub mtu: Option<u16>,
+    /// Where the metrics page is served; nowhere when `null`.
+    pub metrics: Option<SocketAddr>,
+    /// Kernel features to do without.
+    pub mask: BTreeSet<KernelFeature>,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("reading configuration {}", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// Its cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The text names file, place, key, and what is allowed there.
+    #[error("{0}")]
+    Invalid(String),
+    /// The machine's name is of no use and no other is given.
+    #[error("{file}: node: not given, and the machine's name does not do: {reason}")]
+    NoNodeName {
+        /// The file.
+        file: String,
+        /// What is wrong with the machine's name.
+        reason: String,
+    },
+}
+
+/// The keys of the file and what each may hold.
+const KEYS: &[(&str, &str)] = &[
+    ("node", "the name of this node's Node object"),
+    ("manifests", "an absolute path"),
+    ("status", "an absolute path"),
+    ("state", "an absolute path"),
+    ("run", "an absolute path"),
+    ("cni_socket", "an absolute path"),
+    ("api_socket", "an absolute path"),
+    ("fastpath_socket", "an absolute path"),
+    ("tombstones", "an absolute path"),
+    ("uplink", "the name of a network interface, 1 to 15 characters"),
+    ("datapath", "auto, fast, kernel"),
+    ("default_path", "auto, fast, kernel"),
+    ("vni", "a number from 1 to 16777215"),
+    ("port", "a UDP port from 1 to 65535"),
+    ("mtu", "a number from 576 to 65535"),
+    ("metrics", "an address and a TCP port, as in 127.0.0.1:9717, or null for no metrics page"),
+    ("mask", "a list of vxlan-reserved-bits, tun-udp-tunnel-gso"),
+];
+
+/// The file as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    node: Option<NodeName>,
+    manifests: Option<AbsolutePath>,
+    status: Option<AbsolutePath>,
+    state: Option<AbsolutePath>,
+    run: Option<AbsolutePath>,
+    cni_socket: Option<AbsolutePath>,
+    api_socket: Option<AbsolutePath>,
+    fastpath_socket: Option<AbsolutePath>,
+    tombstones: Option<AbsolutePath>,
+    uplink: Option<InterfaceName>,
+    #[serde(default)]
+    datapath: PathWish,
+    #[serde(default)]
+    default_path: PathWish,
+    vni: Option<Within<1, { (1 << 24) - 1 }>>,
+    port: Option<Within<1, 65_535>>,
+    mtu: Option<Within<576, 65_535>>,
+    #[serde(default = "metrics_default")]
+    metrics: Option<SocketAddr>,
+    #[serde(default)]
+    mask: BTreeSet<KernelFeature>,
+}
+
+fn metrics_default() -> Option<SocketAddr> {
+    Some(SocketAddr::from(([127, 0, 0, 1], 9717)))
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "PathBuf")]
+struct AbsolutePath(PathBuf);
+
+impl TryFrom<PathBuf> for AbsolutePath {
+    type Error = String;
+
+    fn try_from(path: PathBuf) -> Result<Self, String> {
+        if path.is_absolute() { Ok(Self(path)) } else { Err(format!("{path:?} is not an absolute path")) }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct InterfaceName(String);
+
+impl TryFrom<String> for InterfaceName {
+    type Error = String;
+
+    // What the kernel's dev_valid_name() takes.
+    fn try_from(name: String) -> Result<Self, String> {
+        let odd = |c: char| c == '/' || c == ':' || c.is_ascii_whitespace();
+        let good = (1..=15).contains(&name.len()) && name != "." && name != ".." && !name.contains(odd);
+        if good { Ok(Self(name)) } else { Err(format!("{name:?} cannot be the name of an interface")) }
+    }
+}
+
+/// A number from `LEAST` to `MOST`.
+#[derive(Deserialize)]
+#[serde(try_from = "i64")]
+struct Within<const LEAST: u32, const MOST: u32>(u32);
+
+impl<const LEAST: u32, const MOST: u32> TryFrom<i64> for Within<LEAST, MOST> {
+    type Error = String;
+
+    fn try_from(number: i64) -> Result<Self, String> {
+        let within = u32::try_from(number).ok().filter(|n| (LEAST..=MOST).contains(n));
+        within.map(Self).ok_or_else(|| format!("{number} is out of range"))
+    }
+}
+
+impl Config {
+    /// Reads a configuration file.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| ConfigError::Unreadable { file: file.to_owned(), source })?;
+        Self::from_yaml(&file.display().to_string(), &text)
+    }
+
+    /// Reads a configuration from text; `file` is what errors call it. An empty text is the configuration of all defaults.
+    pub fn from_yaml(file: &str, text: &str) -> Result<Self, ConfigError> {
+        let mut track = serde_path_to_error::Track::new();
+        let written = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
+            Written::deserialize(serde_path_to_error::Deserializer::new(deserializer, &mut track))
+        });
+        let written = written.map_err(|error| invalid(file, &track.path().to_string(), &error))?;
+        written.resolve(file)
+    }
+}
+
+/// An error in the words of whoever wrote the file.
+fn invalid(file: &str, key: &str, error: &serde_saphyr::Error) -> ConfigError {
+    let (position, message) = yaml::split(error);
+    let name = key.split(['[', '.']).next().unwrap_or_default();
+    let text = match KEYS.iter().find(|(known, _)| *known == name) {
+        Some((_, allowed)) => format!("{file}{position}: {key}: {message}; allowed: {allowed}"),
+        None => format!("{file}{position}: {message}"),
+    };
+    ConfigError::Invalid(text)
+}
+
+impl Written {
+    /// Fills in what was left out.
+    fn resolve(self, file: &str) -> Result<Config, ConfigError> {
+        let given = |path: Option<AbsolutePath>, default: PathBuf| path.map_or(default, |path| path.0);
+        let manifests = given(self.manifests, "/etc/causeway/manifests".into());
+        let state = given(self.state, "/var/lib/causeway".into());
+        let run = given(self.run, "/run/causeway".into());
+        Ok(Config {
+            node: self.node.map_or_else(|| machine_name(file), Ok)?,
+            // Beside the manifests, never among them.
+            status: given(self.status, manifests.with_file_name("status")),
+            cni_socket: given(self.cni_socket, run.join("cni.sock")),
+            api_socket: given(self.api_socket, run.join("api.sock")),
+            fastpath_socket: given(self.fastpath_socket, run.join("fastpath.sock")),
+            tombstones: given(self.tombstones, state.join("tombstones")),
+            manifests,
+            state,
+            run,
+            uplink: self.uplink.map(|name| name.0),
+            datapath: self.datapath,
+            default_path: self.default_path,
+            overlay: Overlay {
+                vni: Vni::try_from(self.vni.map_or(DEFAULT_VNI, |n| n.0))
+                    .unwrap_or_else(|_| unreachable!("checked when it was read")),
+                port: self.port.map_or(VXLAN_PORT, |n| as_u16(n.0)),
+            },
+            mtu: self.mtu.map(|n| as_u16(n.0)),
+            metrics: self.metrics,
+            mask: self.mask,
+        })
+    }
+}
+
+fn as_u16(number: u32) -> u16 {
+    u16::try_from(number).unwrap_or_else(|_| unreachable!("checked when it was read"))
+}
+
+/// The machine's name as the kubelet would register it.
+fn machine_name(file: &str) -> Result<NodeName, ConfigError> {
+    let refused = |reason: String| ConfigError::NoNodeName { file: file.to_owned(), reason };
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").map_err(|e| refused(e.to_string()))?;
+    name.trim().to_lowercase().parse().map_err(|e: causeway_model::InvalidName| refused(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../../deploy/agent.yaml");
+
+    fn refused(text: &str) -> String {
+        Config::from_yaml("agent.yaml", text).expect_err(text).to_string()
+    }
+
+    #[test]
+    fn the_documented_example_is_the_configuration_of_all_defaults() {
+        let example = Config::from_yaml("example", EXAMPLE).unwrap();
+        assert_eq!(example, Config::from_yaml("empty", "").unwrap());
+        assert_eq!(example, Config::from_yaml("comment", "# nothing\n").unwrap());
+    }
+
+    #[test]
+    fn the_documented_example_names_every_key() {
+        for (key, _) in KEYS {
+            let named = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key}:"));
+            assert!(EXAMPLE.lines().any(named), "{key} is not in deploy/agent.yaml");
+        }
+    }
+
+    #[test]
+    fn the_table_of_keys_is_the_list_of_fields() {
+        let keys: Vec<_> = KEYS.iter().map(|(key, _)| *key).collect();
+        let expected = format!("expected one of {}", keys.join(", "));
+        assert!(refused("nod: x").ends_with(&expected), "{}", refused("nod: x"));
+    }
+
+    #[test]
+    fn every_key_is_taken_up() {
+        let config = Config::from_yaml(
+            "agent.yaml",
+            "{node: east, manifests: /m/all, state: /s, run: /r, uplink: eth7, datapath: kernel, default_path: fast, \
+             vni: 7, port: 8472, mtu: 1400, metrics: '[::1]:1', mask: [vxlan-reserved-bits, tun-udp-tunnel-gso], \
+             api_socket: /a}",
+        )
+        .unwrap();
+        assert_eq!(config.node.as_str(), "east");
+        assert_eq!(config.status, Path::new("/m/status"), "beside the manifests");
+        assert_eq!(config.cni_socket, Path::new("/r/cni.sock"), "in the run directory");
+        assert_eq!(config.fastpath_socket, Path::new("/r/fastpath.sock"), "in the run directory");
+        assert_eq!(config.api_socket, Path::new("/a"), "unless given");
+        assert_eq!(config.tombstones, Path::new("/s/tombstones"), "in the state directory");
+        assert_eq!((config.uplink.as_deref(), config.mtu), (Some("eth7"), Some(1400)));
+        assert_eq!((config.datapath, config.default_path), (PathWish::Kernel, PathWish::Fast));
+        assert_eq!((u32::from(config.overlay.vni), config.overlay.port), (7, 8472));
+        assert_eq!(config.metrics, "[::1]:1".parse().ok());
+        assert_eq!(config.mask.len(), 2);
+        assert_eq!(Config::from_yaml("agent.yaml", "metrics: null").unwrap().metrics, None);
+    }
+
+    #[test]
+    fn defaults_are_what_plugin_and_operator_expect() {
+        let config = Config::from_yaml("empty", "").unwrap();
+        assert_eq!(config.cni_socket, Path::new(causeway_model::plugin::SOCKET));
+        assert_eq!(config.tombstones, Path::new(causeway_model::plugin::TOMBSTONES));
+        assert_eq!(config.api_socket, Path::new(causeway_model::operator::SOCKET));
+        assert_eq!(config.fastpath_socket, Path::new(causeway_model::fastpath::SOCKET));
+    }
+
+    #[test]
+    fn every_error_names_the_file_the_key_and_what_is_allowed() {
+        let table = [
+            ("uplnk: eth0", "agent.yaml:1:1: unknown field `uplnk`, expected one of node, manifests"),
+            ("\nport: 0", "agent.yaml:2:7: port: 0 is out of range; allowed: a UDP port from 1 to 65535"),
+            ("port: 70000", "port: 70000 is out of range; allowed: a UDP port"),
+            ("port: -1", "port: -1 is out of range; allowed: a UDP port"),
+            ("port: http", "agent.yaml:1:7: port: "),
+            ("port: [1]", "agent.yaml:1:7: port: "),
+            ("vni: 0", "vni: 0 is out of range; allowed: a number from 1 to 16777215"),
+            ("vni: 16777216", "vni: 16777216 is out of range; allowed: a number from 1 to 16777215"),
+            ("mtu: 500", "mtu: 500 is out of range; allowed: a number from 576"),
+            ("datapath: quick", "datapath: unknown variant `quick`, expected one of auto, fast, kernel"),
+            ("default_path: ''", "default_path: unknown variant ``, expected one of auto, fast, kernel"),
+            ("metrics: localhost", "allowed: an address and a TCP port, as in 127.0.0.1:9717"),
+            ("mask: [all]", "agent.yaml:1:8: mask[0]: unknown variant `all`"),
+            ("run: causeway", "run: \"causeway\" is not an absolute path"),
+            ("node: East", "node: node name \"East\" is not a DNS-1123 subdomain"),
+            (
+                "uplink: eth0.1234567890123",
+                "uplink: \"eth0.1234567890123\" cannot be the name of an interface",
+            ),
+            ("uplink: a/b", "cannot be the name of an interface; allowed: the name of a network interface"),
+            ("run: /a\nrun: /b", "agent.yaml:2:1: duplicate mapping key: run"),
+            ("- 1", "agent.yaml:1:1: "),
+            ("run: /a\n---\nrun: /b", "multiple YAML documents"),
+            ("run: [", "agent.yaml:1:"),
+        ];
+        for (text, expected) in table {
+            let error = refused(text);
+            assert!(error.starts_with("agent.yaml:") && error.contains(expected), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = Config::load(Path::new("/nowhere/agent.yaml")).expect_err("it is not there");
+        assert!(error.to_string().contains("/nowhere/agent.yaml"));
+    }
+}
