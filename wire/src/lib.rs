@@ -1,7 +1,7 @@
 //! Headers as they lie in a frame: Ethernet, ARP, IPv4, IPv6, ICMP, TCP, UDP, SCTP, VXLAN.
 
 pub mod checksum;
-//REPLY
+pub mod reply;
 
 mod arp;
 mod crc32c;
