@@ -2,6 +2,7 @@
 
 mod addresses;
 pub mod config;
+pub mod desired;
 mod error;
 pub mod identity;
 pub mod sources;
