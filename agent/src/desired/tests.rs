@@ -367,7 +367,11 @@ fn a_cluster_that_contradicts_an_earlier_one_is_left_out_with_its_nodes() {
             "10.70.1.0/24",
             "service prefix 10.70.1.0/24 overlaps pod prefix 10.70.0.0/16 of cluster lyon",
         ),
-        ("kind: Cluster", "kind: Gone", "cluster paris has no Cluster object: its nodes are left out"),
+        (
+            "causeway.dev/v1alpha1",
+            "else.where/v1",
+            "cluster paris has no Cluster object: its nodes are left out",
+        ),
     ];
     for (from, to, expected) in table {
         let paris = PARIS.replace(from, to)

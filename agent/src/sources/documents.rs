@@ -80,6 +80,14 @@ impl Parsed {
                 ));
                 self.mark_broken(key);
             }
+            // A misspelt kind in our own group would be ignored without a word.
+            Known::NotOurs => {
+                let text = format!(
+                    "{place}: unknown kind {kind:?} of {api_version}; known: {}",
+                    Kind::Cluster.as_str()
+                );
+                self.broken_without_name(text);
+            }
             Known::Foreign => *self.ignored.entry(format!("{kind} ({api_version})")).or_default() += 1,
         }
     }
@@ -135,19 +143,21 @@ impl Parsed {
 enum Known {
     Ours(Kind),
     WrongVersion(Kind),
+    /// In our group, and yet no kind of ours.
+    NotOurs,
     Foreign,
 }
 
 /// Whose kind it is. Others have kinds of our names too (Cluster of the Cluster API): the group decides for our own.
 fn known(api_version: &str, kind: &str) -> Known {
-    let Some(kind) = Kind::ALL.into_iter().find(|known| known.as_str() == kind) else {
-        return Known::Foreign;
-    };
     let group = |version: &str| version.split_once('/').map_or("", |(group, _)| group).to_owned();
-    match kind {
-        _ if api_version == kind.api_version() => Known::Ours(kind),
-        Kind::Cluster if group(api_version) != group(kind.api_version()) => Known::Foreign,
-        _ => Known::WrongVersion(kind),
+    let ours = group(api_version) == group(Kind::Cluster.api_version());
+    match Kind::ALL.into_iter().find(|known| known.as_str() == kind) {
+        Some(kind) if api_version == kind.api_version() => Known::Ours(kind),
+        Some(Kind::Cluster) if !ours => Known::Foreign,
+        Some(kind) => Known::WrongVersion(kind),
+        None if ours => Known::NotOurs,
+        None => Known::Foreign,
     }
 }
 

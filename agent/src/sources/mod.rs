@@ -3,6 +3,8 @@
 mod documents;
 mod manifests;
 mod objects;
+#[cfg(test)]
+mod tests;
 mod watch;
 mod world;
 pub(crate) mod yaml;

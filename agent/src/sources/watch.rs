@@ -149,3 +149,6 @@ fn directories(dir: &Path) -> BTreeMap<PathBuf, u64> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests;
