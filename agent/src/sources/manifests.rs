@@ -45,6 +45,8 @@ pub struct ManifestSource {
     dir: PathBuf,
     /// By path within the directory.
     files: BTreeMap<PathBuf, File>,
+    /// What was wrong with places, not with contents.
+    problems: Vec<String>,
     world: Option<Arc<World>>,
 }
 
@@ -78,7 +80,7 @@ struct Listing {
 impl ManifestSource {
     /// A source that has not been read yet.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), files: BTreeMap::new(), world: None }
+        Self { dir: dir.into(), files: BTreeMap::new(), problems: Vec::new(), world: None }
     }
 
     /// What the source is, for status: "manifests in /etc/causeway/manifests".
@@ -97,15 +99,23 @@ impl ManifestSource {
     pub fn read(&mut self) -> Result<Arc<World>, SourceError> {
         let listing = self.list()?;
         let unreadable = |path: &Path| listing.unreadable.iter().any(|dir| path.starts_with(dir));
+        let before = self.files.len();
         self.files.retain(|path, _| listing.files.contains_key(path) || unreadable(path));
+        let mut changed = self.files.len() != before;
         let mut problems = listing.problems;
         for (path, scope) in listing.files {
-            if let Err(problem) = self.take(&path, scope) {
-                problems.push(problem);
+            match self.take(&path, scope) {
+                Ok(read) => changed |= read,
+                Err(problem) => problems.push(problem),
             }
         }
+        changed |= problems != self.problems;
+        if let Some(world) = self.world.as_ref().filter(|_| !changed) {
+            return Ok(world.clone());
+        }
         let files = self.files.values().map(|file| (&file.scope, &file.parsed));
-        let world = World::assemble(files, problems);
+        let world = World::assemble(files, problems.clone());
+        self.problems = problems;
         let unchanged = self.world.take().filter(|last| **last == world);
         Ok(self.world.insert(unchanged.unwrap_or_else(|| Arc::new(world))).clone())
     }
@@ -166,8 +176,8 @@ impl ManifestSource {
         }
     }
 
-    /// Reads one file if it is not what it was.
-    fn take(&mut self, path: &Path, scope: Scope) -> Result<(), String> {
+    /// Reads one file if it is not what it was; tells whether it did.
+    fn take(&mut self, path: &Path, scope: Scope) -> Result<bool, String> {
         let whole = self.dir.join(path);
         let name = path.display().to_string();
         let last = self.files.get(path);
@@ -175,15 +185,15 @@ impl ManifestSource {
         let metadata = match fs::metadata(&whole) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.files.remove(path);
+                let gone = self.files.remove(path).is_some();
                 let dangling = fs::symlink_metadata(&whole).is_ok();
-                return if dangling { Err(format!("{name}: a link to nowhere")) } else { Ok(()) };
+                return if dangling { Err(format!("{name}: a link to nowhere")) } else { Ok(gone) };
             }
             Err(error) => return Err(format!("{name}: {error}")),
         };
         let stamp = Stamp::of(&metadata);
         if last.is_some_and(|last| last.stamp == stamp && stamp.settled) {
-            return Ok(());
+            return Ok(false);
         }
         let mut parsed = match text_of(&whole, &metadata) {
             Ok(text) => Parsed::read(&name, &text),
@@ -193,7 +203,7 @@ impl ManifestSource {
             parsed.keep_last_good(&last.parsed);
         }
         self.files.insert(path.to_owned(), File { scope, stamp, parsed });
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -156,6 +156,19 @@ fn a_broken_cluster_object_does_not_take_the_cluster_away() {
 }
 
 #[test]
+fn a_directory_that_cannot_be_read_keeps_its_objects() {
+    let mut manifests = Manifests::new();
+    manifests.write("clusters/paris/all.yaml", &(PARIS.to_owned() + "\n---\n" + &node("p")));
+    assert_eq!(manifests.nodes(), ["paris/p"]);
+    fs::rename(manifests.path("clusters"), manifests.path(".away")).unwrap();
+    symlink("clusters", manifests.path("clusters")).unwrap();
+    assert_eq!(manifests.nodes(), ["paris/p"]);
+    assert!(manifests.problems()[0].starts_with("clusters: "), "{:?}", manifests.problems());
+    fs::remove_file(manifests.path("clusters")).unwrap();
+    assert_eq!(manifests.nodes(), Vec::<String>::new());
+}
+
+#[test]
 fn a_missing_directory_is_named_and_picked_up_when_it_appears() {
     let mut manifests = Manifests::new();
     let dir = manifests.path("later");
