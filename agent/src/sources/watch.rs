@@ -44,7 +44,7 @@ impl ManifestWatch {
     fn with_rescan(dir: &Path, rescan: Duration) -> Result<Self, SourceError> {
         let (stop, words) = mpsc::channel();
         let failed = |source| SourceError::Watch { dir: dir.to_owned(), source };
-        let mut watcher = watcher(stop.clone()).map_err(|e| failed(e.into()))?;
+        let mut watcher = watcher(dir, stop.clone()).map_err(|e| failed(e.into()))?;
         let mut watched = BTreeMap::new();
         rearm(dir, &mut watcher, &mut watched);
         let (tell, changes) = watch::channel(0);
@@ -95,18 +95,26 @@ fn next_burst(words: &mpsc::Receiver<Word>, rescan: Duration) -> bool {
     true
 }
 
-fn watcher(words: mpsc::Sender<Word>) -> notify::Result<RecommendedWatcher> {
+fn watcher(dir: &Path, words: mpsc::Sender<Word>) -> notify::Result<RecommendedWatcher> {
+    let dir = dir.to_owned();
     notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Reading the manifests must not be news; an error (a queue that ran over) is.
-        let mere_access = event.is_ok_and(|event| match event.kind {
-            EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
-            EventKind::Access(_) => true,
-            _ => false,
-        });
-        if !mere_access {
+        // An error is news: a queue that ran over may have held any.
+        if event.map_or(true, |event| is_news(&event, &dir)) {
             drop(words.send(Word::Changed));
         }
     })
+}
+
+/// Whether an event tells of a change in the manifests. Reading them is none, nor is what happens to their neighbours in the
+/// directory above.
+fn is_news(event: &notify::Event, dir: &Path) -> bool {
+    let mere_access = match event.kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
+        EventKind::Access(_) => true,
+        _ => false,
+    };
+    let near = |path: &PathBuf| path.starts_with(dir) || dir.starts_with(path);
+    !mere_access && (event.paths.is_empty() || event.paths.iter().any(near))
 }
 
 /// Watches the directories that are there now: by path and inode, because a directory may have been replaced by another of

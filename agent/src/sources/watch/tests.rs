@@ -52,6 +52,19 @@ async fn every_change_is_told_and_reading_is_none() {
 }
 
 #[tokio::test]
+async fn what_happens_beside_the_directory_is_no_news() {
+    let dir = TempDir::new().unwrap();
+    let manifests = dir.path().join("manifests");
+    fs::create_dir(&manifests).unwrap();
+    let (_watch, mut changes) = watch(&manifests);
+    fs::create_dir(dir.path().join("status")).unwrap();
+    fs::write(dir.path().join("agent.yaml"), "a: 1").unwrap();
+    quiet(&mut changes, "a neighbour").await;
+    fs::write(manifests.join("a.yaml"), "a: 1").unwrap();
+    told(&mut changes, "a file").await;
+}
+
+#[tokio::test]
 async fn a_burst_is_told_once_it_has_settled() {
     let dir = TempDir::new().unwrap();
     let (_watch, mut changes) = watch(dir.path());
@@ -79,7 +92,7 @@ async fn a_directory_that_appears_is_watched_and_so_is_its_successor() {
     fs::create_dir_all(&manifests).unwrap();
     let next = manifests.with_file_name("next");
     fs::create_dir(&next).unwrap();
-    told(&mut changes, "two directories").await;
+    told(&mut changes, "the third").await;
     fs::rename(&manifests, manifests.with_file_name("last")).unwrap();
     fs::rename(&next, &manifests).unwrap();
     told(&mut changes, "the replacement").await;
