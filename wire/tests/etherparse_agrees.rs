@@ -1,5 +1,5 @@
-//! An independent parser, etherparse, reads the same packets the same way: it takes what we take, refuses what
-//! we refuse, and finds the same values, in packets that are valid and in packets that were damaged.
+//! An independent parser, etherparse, reads the same packets the same way: it takes what we take, refuses
+//! what we refuse, and finds the same values, in packets that are valid and in packets that were damaged.
 //!
 //! Where its rules are other than ours, by intent, the difference is written here as a rule of its own:
 //! - it takes an IPv6 payload length of zero, and a UDP length of zero, for "as much as there is";
@@ -356,7 +356,10 @@ proptest! {
     }
 
     #[test]
-    fn on_chains_of_extension_headers((first, bytes) in chain(), cut in prop::option::of(any::<prop::sample::Index>())) {
+    fn on_chains_of_extension_headers(
+        (first, bytes) in chain(),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
         let end = cut.map_or(bytes.len(), |cut| cut.index(bytes.len() + 1));
         extensions(IpProtocol(first), &bytes[..end]);
     }

@@ -225,19 +225,27 @@ proptest! {
     #[test]
     fn every_walk_ends_within_the_bytes(next: u8, bytes in vec(any::<u8>(), 0..200)) {
         // Small lengths and the numbers of extension headers, so that the walk goes on.
-        let bytes: Vec<u8> = bytes.into_iter().map(|b| [0, 1, 2, 3, 43, 44, 60, b][usize::from(b % 8)]).collect();
+        let likely = |byte: u8| [0, 1, 2, 3, 43, 44, 60, byte][usize::from(byte % 8)];
+        let bytes: Vec<u8> = bytes.into_iter().map(likely).collect();
         if let Ok(upper) = Upper::find(IpProtocol(next), &bytes) {
             prop_assert_eq!(upper.payload, &bytes[upper.offset..]);
             prop_assert!(upper.is_fragment() || !upper.is_inside_fragment());
         }
         if let Ok((header, data, rest)) = Ipv6Extension::split(&bytes) {
-            prop_assert_eq!((2 + data.len(), header.header_len() + rest.len()), (header.header_len(), bytes.len()));
+            prop_assert_eq!(2 + data.len(), header.header_len());
+            prop_assert_eq!(header.header_len() + rest.len(), bytes.len());
         }
         prop_assert_eq!(Ipv6Fragment::split(&bytes).is_ok(), bytes.len() >= Ipv6Fragment::LEN);
     }
 
     #[test]
-    fn every_builder_returns(bytes in noise(), room in 0..1400_usize, number: u32, source: [u8; 16], link: [u8; 6]) {
+    fn every_builder_returns(
+        bytes in noise(),
+        room in 0..1400_usize,
+        number: u32,
+        source: [u8; 16],
+        link: [u8; 6],
+    ) {
         build(&bytes, room, number, source, MacAddr(link));
     }
 
