@@ -52,6 +52,9 @@ pub struct Hello {
     pub epoch: u64,
     /// The ports it holds descriptors of.
     pub ports: Vec<PortName>,
+    /// Why it cannot carry packets at all: it stays connected to say so instead of dying in a loop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unable: Option<String>,
     /// What it does less well than it could, and why.
     #[serde(default)]
     pub limits: Vec<String>,
