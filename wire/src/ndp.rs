@@ -216,6 +216,14 @@ mod tests {
     }
 
     #[test]
+    fn of_two_addresses_the_first_counts() {
+        let options = [MAC, MacAddr::BROADCAST].map(|mac| NdpOption::link_layer(1, mac)).concat();
+        let bytes = solicitation(&options);
+        let (_, options) = NeighborSolicitation::split(&bytes).unwrap();
+        assert_eq!(options.link_layer(NdpOption::SOURCE_LINK_LAYER), Ok(Some(MAC)));
+    }
+
+    #[test]
     fn an_advertisement_is_the_rfcs_picture() {
         let target = "fe80::1".parse().unwrap();
         let mut head = NeighborAdvertisement::new(target, 0xff);
