@@ -1,7 +1,7 @@
 //! Compiles shim.c against the distribution's DPDK and binds shim.h, never a header of DPDK itself.
 
 use bindgen::callbacks::{IntKind, ParseCallbacks};
-use std::{env, error::Error, path::PathBuf};
+use std::{env, error::Error, path::PathBuf, process};
 
 /// What we link; drivers are loaded by the EAL from DPDK's plugin directory. `net_ring` is named
 /// because ports made of our own rings need its function.
@@ -9,7 +9,14 @@ const LIBRARIES: [&str; 6] = ["rte_eal", "rte_ethdev", "rte_mbuf", "rte_mempool"
 const OLDEST: &str = "22.11";
 const MARCH: &str = "CAUSEWAY_MARCH";
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() {
+    if let Err(why) = build() {
+        eprintln!("{why}");
+        process::exit(1);
+    }
+}
+
+fn build() -> Result<(), Box<dyn Error>> {
     for watched in ["shim.h", "shim.c"] {
         println!("cargo:rerun-if-changed={watched}");
     }
@@ -18,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .atleast_version(OLDEST)
         .cargo_metadata(false)
         .probe("libdpdk")
-        .map_err(|why| format!("DPDK {OLDEST} or newer is needed: install libdpdk-dev ({why})"))?;
+        .map_err(|why| format!("DPDK {OLDEST} or newer is needed: install libdpdk-dev\n{why}"))?;
     compile(&dpdk);
     bind()?;
     for path in &dpdk.link_paths {
