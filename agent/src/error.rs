@@ -74,6 +74,9 @@ pub enum Error {
     /// The agent cannot serve yet, or the pod's object has not arrived.
     #[error("not ready: waiting for {}", .0.join(", "))]
     NotReady(Vec<String>),
+    /// Others took the time this would have needed.
+    #[error("the agent is busy, and nobody waits for this any more")]
+    Busy,
     /// A plugin of another release.
     #[error("the plugin speaks version {0} of the agent's protocol, this agent {version}; install both from one release", version = causeway_model::plugin::VERSION)]
     Protocol(u32),
@@ -96,7 +99,9 @@ impl Error {
     pub fn failure(&self) -> Failure {
         let code = match self {
             Self::Io { .. } | Self::Store { .. } | Self::Damaged { .. } => Failure::IO,
-            Self::AnotherAgent { .. } | Self::Taken { .. } | Self::NotReady(_) => Failure::TRY_AGAIN,
+            Self::AnotherAgent { .. } | Self::Taken { .. } | Self::NotReady(_) | Self::Busy => {
+                Failure::TRY_AGAIN
+            },
             Self::Address(error) => error.code(),
             Self::Exists(_) => Failure::EXISTS,
             Self::Namespace { .. } => Failure::INVALID_ENVIRONMENT,

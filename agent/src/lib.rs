@@ -1,10 +1,18 @@
 //! The node agent: sources, endpoints, addresses, data-path choice, API.
 
 mod addresses;
+mod api;
+mod claim;
+mod cni_server;
 pub mod config;
+mod datapath;
+mod descriptors;
 pub mod desired;
+mod engine;
 mod error;
 pub mod identity;
+mod machine;
+mod metrics;
 pub mod sources;
 mod store;
 

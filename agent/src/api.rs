@@ -1,0 +1,40 @@
+//! What an operator may ask: HTTP and JSON on a unix socket.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::json;
+use tokio::task::spawn_blocking;
+
+use crate::engine::Engine;
+
+/// The pages of the API.
+pub(crate) fn router(engine: Arc<Engine>) -> Router {
+    Router::new()
+        .route("/v1/status", get(async |State(engine)| page(engine, |engine| engine.report().status).await))
+        .route("/v1/endpoints", get(async |State(engine)| page(engine, Engine::endpoints).await))
+        .route("/v1/health", get(health))
+        .with_state(engine)
+}
+
+/// Asks the engine where it may take its time.
+async fn page<T: serde::Serialize + Send + 'static>(
+    engine: Arc<Engine>,
+    ask: impl FnOnce(&Engine) -> T + Send + 'static,
+) -> Response {
+    match spawn_blocking(move || ask(&engine)).await {
+        Ok(answer) => Json(answer).into_response(),
+        Err(panic) => (StatusCode::INTERNAL_SERVER_ERROR, panic.to_string()).into_response(),
+    }
+}
+
+/// 200 when this agent serves, else 503 and what it waits for.
+async fn health(State(engine): State<Arc<Engine>>) -> Response {
+    let waiting = spawn_blocking(move || engine.waiting_for()).await.unwrap_or_else(|panic| vec![panic.to_string()]);
+    let code = if waiting.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(json!({ "serving": waiting.is_empty(), "waiting_for": waiting }))).into_response()
+}

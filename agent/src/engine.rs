@@ -1,0 +1,237 @@
+//! Everything that changes the node, one thing at a time: requests of the plugin, news of the world, repairs.
+//!
+//! The truth about endpoints is the store's, the truth about everything else the world's; [`crate::desired`] makes one desired
+//! state of both, and the drivers are told what changed in it. All of it is synchronous, behind one lock.
+
+mod attach;
+mod release;
+mod report;
+mod roster;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use report::Report;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use causeway_model::{Dataplane, DataplaneError, Delta, EndpointKey, Snapshot, Update};
+
+use crate::config::Config;
+use crate::datapath::{Drivers, PathChoice};
+use crate::desired::{Desired, Given, Link, desired};
+use crate::error::{Error, chain};
+use crate::machine::Machine;
+use crate::sources::World;
+use crate::store::Store;
+use roster::Roster;
+
+/// Reads the interfaces of this machine.
+pub(crate) type LinkReader = dyn FnMut() -> Result<Vec<Link>, String> + Send;
+
+/// What an engine is made of.
+pub(crate) struct Parts {
+    /// The agent's release and commit.
+    pub release: String,
+    /// The configuration.
+    pub config: Config,
+    /// What the source of the world is, for the reader.
+    pub source: String,
+    /// Endpoints and leases.
+    pub store: Store,
+    /// The data paths.
+    pub drivers: Drivers,
+    /// Which of them new endpoints get.
+    pub choice: PathChoice,
+    /// The interfaces of this machine.
+    pub links: Box<LinkReader>,
+    /// The machine itself.
+    pub machine: Machine,
+    /// What this node does less well than it could, asked anew each time.
+    pub limits: Box<dyn Fn() -> Vec<String> + Send>,
+}
+
+/// The engine: share it, every method takes the lock for itself.
+pub(crate) struct Engine {
+    core: Mutex<Core>,
+    /// Told whenever an ADD may find what it waits for.
+    changed: Condvar,
+}
+
+struct Core {
+    parts: Parts,
+    roster: Roster,
+    world: Option<Arc<World>>,
+    read: Option<(Instant, SystemTime)>,
+    /// Why there is no desired state; none when there is one.
+    waiting: Option<String>,
+    uplink: String,
+    desired: Option<Snapshot>,
+    /// Whether the data paths have all of it.
+    in_force: bool,
+    refused: Vec<String>,
+    /// What went wrong last, by what was being done.
+    troubles: BTreeMap<String, String>,
+    repairs: u64,
+}
+
+impl Engine {
+    /// Takes up what the store remembers. What did not live through a reboot is released; the data path is not touched
+    /// before the world is known.
+    pub(crate) fn new(parts: Parts) -> Self {
+        let roster = Roster::new(parts.store.records().values().map(|record| record.endpoint.clone()));
+        let mut core = Core {
+            waiting: Some(format!("the first reading of {}", parts.source)),
+            parts,
+            roster,
+            world: None,
+            read: None,
+            uplink: String::new(),
+            desired: None,
+            in_force: false,
+            refused: Vec::new(),
+            troubles: BTreeMap::new(),
+            repairs: 0,
+        };
+        core.release_the_dead();
+        core.replay_tombstones();
+        Self { core: Mutex::new(core), changed: Condvar::new() }
+    }
+
+    /// Takes up news of the world, or that there is none to be had.
+    pub(crate) fn hear(&self, news: Result<Arc<World>, String>) {
+        let mut core = self.lock();
+        match news {
+            Ok(world) => {
+                core.read = Some((Instant::now(), SystemTime::now()));
+                core.note("reading the source", Ok(()));
+                core.roster.identify(&world);
+                core.world = Some(world);
+            }
+            Err(trouble) => {
+                if core.world.is_none() {
+                    core.waiting = Some(trouble.clone());
+                }
+                core.note("reading the source", Err(trouble));
+            }
+        }
+        core.settle();
+        self.changed.notify_all();
+    }
+
+    /// Looks whether everything is as it should be, and makes it so.
+    pub(crate) fn mend(&self) {
+        let mut core = self.lock();
+        core.replay_tombstones();
+        core.settle();
+        if core.in_force {
+            core.mend();
+        }
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        // A panic in one request must not end all others; each leaves the store whole.
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Core {
+    /// Works out the desired state and tells the drivers what is new in it.
+    fn settle(&mut self) {
+        let Some(world) = self.world.clone() else { return };
+        let links = (self.parts.links)();
+        self.note("reading the interfaces of this machine", links.as_ref().map(|_| ()).map_err(Clone::clone));
+        let Ok(links) = links else { return };
+        let Desired { ready, problems } = desired(&Given {
+            world: &world,
+            source: &self.parts.source,
+            config: &self.parts.config,
+            links: &links,
+            tunnel: self.parts.choice.tunnel,
+            endpoints: self.roster.endpoints(),
+        });
+        self.refused = problems;
+        match ready {
+            Ok(ready) => {
+                self.waiting = None;
+                self.uplink = ready.uplink;
+                let done = self.bring(ready.snapshot);
+                self.note("bringing the data path to its desired state", done.map_err(|error| chain(&error)));
+            }
+            // What was brought about before stays.
+            Err(not_ready) => self.waiting = Some(not_ready.to_string()),
+        }
+    }
+
+    /// Tells the drivers of a new desired state: the changes alone, unless they may have missed some.
+    fn bring(&mut self, next: Snapshot) -> Result<(), DataplaneError> {
+        let done = match &self.desired {
+            Some(last) if self.in_force => match last.deltas_to(&next) {
+                none if none.is_empty() => Ok(()),
+                changes => self.parts.drivers.apply(Update::Changes(&changes)),
+            },
+            _ => self.parts.drivers.apply(Update::Whole(&next)),
+        };
+        self.desired = Some(next);
+        self.in_force = done.is_ok();
+        done
+    }
+
+    /// Tells the drivers of one endpoint that is new or gone by the roster: without a look at all others, of which there may
+    /// be a thousand.
+    fn bring_endpoint(&mut self, key: &EndpointKey) -> Result<(), DataplaneError> {
+        let Some(desired) = &mut self.desired else { return Ok(()) };
+        let delta = match self.roster.endpoints().get(key) {
+            Some(endpoint) => Delta::Endpoint(Box::new(endpoint.clone())),
+            None => Delta::EndpointGone(key.clone()),
+        };
+        desired.apply(delta.clone());
+        let done = match self.in_force {
+            true => self.parts.drivers.apply(Update::Changes(&[delta])),
+            false => self.parts.drivers.apply(Update::Whole(desired)),
+        };
+        self.in_force = done.is_ok();
+        done
+    }
+
+    fn mend(&mut self) {
+        let mended = self.parts.drivers.mend();
+        self.note("mending the data path", mended.as_ref().map(|_| ()).map_err(|error| chain(error)));
+        for repair in mended.unwrap_or_default() {
+            tracing::warn!("mended: {repair}");
+            self.repairs += 1;
+        }
+    }
+
+    /// Keeps the last trouble with one thing for status, until that thing goes well; each is logged when it is new.
+    fn note(&mut self, doing: &str, done: Result<(), String>) {
+        match done {
+            Ok(()) => drop(self.troubles.remove(doing)),
+            Err(trouble) => {
+                if self.troubles.get(doing) != Some(&trouble) {
+                    tracing::warn!("{doing}: {trouble}");
+                }
+                self.troubles.insert(doing.to_owned(), trouble);
+            }
+        }
+    }
+
+    /// The world must be known and in force before anything is opened.
+    fn missing(&self) -> Option<String> {
+        match (&self.waiting, &self.desired) {
+            (_, Some(_)) => None,
+            (Some(waiting), None) => Some(waiting.clone()),
+            (None, None) => Some("the data path".to_owned()),
+        }
+    }
+
+    /// Gives a data path that missed something its whole state again.
+    fn trust(&mut self) -> Result<(), Error> {
+        if !self.in_force && let Some(desired) = self.desired.clone() {
+            self.bring(desired)?;
+        }
+        Ok(())
+    }
+}

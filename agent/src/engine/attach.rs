@@ -1,0 +1,207 @@
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::MutexGuard;
+use std::time::{Duration, Instant};
+
+use causeway_model::plugin::{self, Attachment, PodAddress, Reply, Request, Verb};
+use causeway_model::{
+    Dataplane, Endpoint, EndpointKey, Family, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Identity, IpNetwork,
+    PortKind,
+};
+
+use super::{Core, Engine};
+use crate::addresses::{Grant, Pool, Wanted};
+use crate::datapath::port_of;
+use crate::error::Error;
+use crate::sources::PodObject;
+use crate::store::{Netns, Record};
+
+/// How long an ADD waits for its pod's object, and for the world: the runtime may be faster than the news.
+const WAIT: Duration = Duration::from_secs(2);
+/// The MTU of the node's end of a veth: it takes what the pod should not have sent, in order to say so.
+const VETH_HOST_MTU: u16 = u16::MAX;
+
+impl Engine {
+    /// Answers a request. Work that has not begun by `until` is not begun at all: nobody waits for it any more.
+    pub(crate) fn answer(&self, request: &Request, netns: Option<OwnedFd>, until: Instant) -> Reply {
+        let done = match request.verb {
+            _ if !(1..=plugin::VERSION + 1).contains(&request.version) => {
+                Err(Error::Protocol(request.version))
+            }
+            Verb::Add => self.add(request, netns, until).map(Reply::Attached),
+            Verb::Del => self.del(&request.key, until).map(|()| Reply::Done),
+        };
+        done.unwrap_or_else(|error| {
+            let failure = error.failure();
+            tracing::warn!("{:?} {}: code {}: {}", request.verb, request.key, failure.code, failure.msg);
+            Reply::Failed(failure)
+        })
+    }
+
+    fn add(&self, request: &Request, netns: Option<OwnedFd>, until: Instant) -> Result<Attachment, Error> {
+        let mut core = self.lock();
+        in_time(until)?;
+        let (netns, place) = core.parts.machine.pod_namespace(&request.netns, netns)?;
+        core.replay_tombstones();
+        core.refuse_repetition(&request.key)?;
+        let mut core = self.wait(core, |core| core.missing_for(request))?;
+        in_time(until)?;
+        core.refuse_repetition(&request.key)?;
+        core.trust()?;
+        core.attach(request, netns.as_fd(), place)
+    }
+
+    fn del(&self, key: &EndpointKey, until: Instant) -> Result<(), Error> {
+        let mut core = self.lock();
+        in_time(until)?;
+        core.release(key)
+    }
+
+    /// Waits until nothing is missing, and lets others work meanwhile.
+    fn wait<'a>(
+        &'a self,
+        mut core: MutexGuard<'a, Core>,
+        missing: impl Fn(&Core) -> Vec<String>,
+    ) -> Result<MutexGuard<'a, Core>, Error> {
+        let until = Instant::now() + WAIT;
+        loop {
+            let lacking = missing(&core);
+            let left = until.saturating_duration_since(Instant::now());
+            match (lacking.is_empty(), left.is_zero()) {
+                (true, _) => return Ok(core),
+                (false, true) => return Err(Error::NotReady(lacking)),
+                (false, false) => {
+                    let woken = self.changed.wait_timeout(core, left);
+                    core = woken.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+                }
+            }
+        }
+    }
+}
+
+fn in_time(until: Instant) -> Result<(), Error> {
+    if Instant::now() < until { Ok(()) } else { Err(Error::Busy) }
+}
+
+impl Core {
+    fn refuse_repetition(&self, key: &EndpointKey) -> Result<(), Error> {
+        match self.parts.store.get(key) {
+            Some(_) => Err(Error::Exists(key.clone())),
+            None => Ok(()),
+        }
+    }
+
+    fn missing_for(&self, request: &Request) -> Vec<String> {
+        let pod = request.pod.as_ref().filter(|_| self.pod(request).is_none());
+        let pod = pod.map(|pod| format!("the object of pod {pod} ({})", self.parts.source));
+        // Before the world is known, no pod can be.
+        self.missing().or(pod).into_iter().collect()
+    }
+
+    fn pod(&self, request: &Request) -> Option<&PodObject> {
+        self.world.as_ref()?.pod(request.pod.as_ref()?)
+    }
+
+    /// Makes an endpoint of a request, in the order in which a crash or a failure leaves nothing open: remembered first,
+    /// guarded second, plugged in last.
+    fn attach(
+        &mut self,
+        request: &Request,
+        netns: BorrowedFd<'_>,
+        place: Netns,
+    ) -> Result<Attachment, Error> {
+        let Some(settings) = self.desired.as_ref().map(|desired| &desired.settings) else {
+            return Err(Error::NotReady(self.missing().into_iter().collect()));
+        };
+        let pod_mtu = settings.pod_mtu;
+        let wanted = self.wanted(request)?;
+        let grant = self.parts.store.leases().grant(&Pool::all_of_node(&settings.node), &wanted)?;
+        let endpoint = self.endpoint(request, &grant, pod_mtu)?;
+        let world = self.world.clone().unwrap_or_default();
+        let endpoint = self.roster.admit(endpoint, &world);
+        let boot = self.parts.machine.boot.clone();
+        let record = Record { endpoint: endpoint.clone(), netns: place, boot };
+        if let Err(error) = self.parts.store.insert(record, &grant) {
+            self.roster.dismiss(&endpoint.key);
+            return Err(error);
+        }
+        match self.plug(&endpoint, netns) {
+            Ok(()) => {
+                tracing::info!("attached {} by the {} path", endpoint.key, endpoint.path);
+                Ok(attachment(&endpoint))
+            }
+            Err(error) => Err(self.undo(&endpoint.key, error)),
+        }
+    }
+
+    fn plug(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<(), Error> {
+        self.bring_endpoint(&endpoint.key)?;
+        Ok(self.parts.drivers.attach(endpoint, netns)?)
+    }
+
+    /// Takes an attempt back as a DEL would; what fails on the way is told with what failed first.
+    fn undo(&mut self, key: &EndpointKey, error: Error) -> Error {
+        match self.release(key) {
+            Ok(()) => error,
+            Err(more) => Error::Several(vec![error, more]),
+        }
+    }
+
+    /// What the pod's annotations ask for.
+    fn wanted(&self, request: &Request) -> Result<Wanted, Error> {
+        let Some(object) = self.pod(request) else { return Ok(Wanted::default()) };
+        let invalid = |error| Error::BadRequest(format!("pod {}: {error}", object.name()));
+        Ok(Wanted {
+            addresses: object.wanted_addresses().map_err(invalid)?,
+            mac: object.wanted_mac().map_err(invalid)?,
+        })
+    }
+
+    fn endpoint(&self, request: &Request, grant: &Grant, mtu: u16) -> Result<Endpoint, Error> {
+        let object = self.pod(request);
+        let wish = object.map_or(Ok(None), |object| object.path_wish().map_err(|error| error.to_string()));
+        let (path, path_reason) = self.parts.choice.for_pod(wish);
+        Ok(Endpoint {
+            key: request.key.clone(),
+            pod: request.pod.clone(),
+            addresses: grant.addresses.clone(),
+            mac: grant.mac,
+            mtu,
+            labels: match object {
+                Some(object) => object.labels(),
+                None => configured_labels(request)?,
+            },
+            identity: Identity::UNKNOWN,
+            path,
+            path_reason,
+            port: port_of(path),
+        })
+    }
+}
+
+/// The labels that the network configuration gives to what no object describes.
+fn configured_labels(request: &Request) -> Result<BTreeMap<String, String>, Error> {
+    let labels = request.config.get("causeway").and_then(|ours| ours.get("labels"));
+    let Some(labels) = labels else { return Ok(BTreeMap::new()) };
+    serde_json::from_value(labels.clone())
+        .map_err(|error| Error::BadRequest(format!("causeway.labels of network {}: {error}", request.key.network)))
+}
+
+fn attachment(endpoint: &Endpoint) -> Attachment {
+    let veth = endpoint.port == PortKind::Veth;
+    let addresses = endpoint.addresses.iter().map(|&address| {
+        let gateway = if address.is_ipv4() { GATEWAY_V4.into() } else { GATEWAY_V6.into() };
+        let network = IpNetwork::new(address, Family::of(address).host_length())
+            .unwrap_or_else(|_| unreachable!("the length is its family's"));
+        PodAddress { address: network, gateway }
+    });
+    Attachment {
+        host_interface: veth.then(|| endpoint.key.link_name().to_string()),
+        host_mac: GATEWAY_MAC,
+        host_mtu: veth.then_some(VETH_HOST_MTU),
+        mac: endpoint.mac,
+        mtu: endpoint.mtu,
+        addresses: addresses.collect(),
+        path: endpoint.path,
+    }
+}

@@ -1,0 +1,76 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use causeway_model::{Endpoint, EndpointKey};
+
+use crate::identity::{Identities, LabelSet};
+use crate::sources::World;
+
+/// The endpoints of this node with the labels and identities they have now.
+#[derive(Default)]
+pub(super) struct Roster {
+    endpoints: BTreeMap<EndpointKey, Endpoint>,
+    identities: Identities,
+    /// Whose identities are counted; those of before a restart are not until the world is known.
+    counted: BTreeSet<EndpointKey>,
+}
+
+impl Roster {
+    /// The endpoints of before a restart.
+    pub(super) fn new(endpoints: impl Iterator<Item = Endpoint>) -> Self {
+        let endpoints = endpoints.map(|endpoint| (endpoint.key.clone(), endpoint)).collect();
+        Self { endpoints, ..Self::default() }
+    }
+
+    pub(super) fn endpoints(&self) -> &BTreeMap<EndpointKey, Endpoint> {
+        &self.endpoints
+    }
+
+    /// Gives all endpoints the labels of their pods. One whose pod's object has gone keeps those it had.
+    pub(super) fn identify(&mut self, world: &World) {
+        for endpoint in self.endpoints.values_mut() {
+            let Some(labels) = label_set(endpoint, world) else { return };
+            if !self.counted.contains(&endpoint.key) {
+                endpoint.identity = self.identities.intern_again(labels.clone(), endpoint.identity);
+                self.counted.insert(endpoint.key.clone());
+            } else if self.identities.labels(endpoint.identity) != Some(&labels) {
+                let last = endpoint.identity;
+                endpoint.identity = self.identities.intern(labels.clone());
+                self.identities.release(last);
+            }
+            endpoint.labels.clone_from(labels.labels());
+        }
+    }
+
+    /// Takes in a new endpoint, and gives it its identity.
+    pub(super) fn admit(&mut self, mut endpoint: Endpoint, world: &World) -> Endpoint {
+        if let Some(labels) = label_set(&endpoint, world) {
+            endpoint.labels.clone_from(labels.labels());
+            endpoint.identity = self.identities.intern(labels);
+            self.counted.insert(endpoint.key.clone());
+        }
+        self.endpoints.insert(endpoint.key.clone(), endpoint.clone());
+        endpoint
+    }
+
+    /// Forgets an endpoint.
+    pub(super) fn dismiss(&mut self, key: &EndpointKey) {
+        if let Some(endpoint) = self.endpoints.remove(key)
+            && self.counted.remove(key)
+        {
+            self.identities.release(endpoint.identity);
+        }
+    }
+}
+
+/// What selectors may tell an endpoint by, once this cluster's name is known.
+fn label_set(endpoint: &Endpoint, world: &World) -> Option<LabelSet> {
+    let cluster = world.cluster.clone()?;
+    Some(match &endpoint.pod {
+        Some(pod) => {
+            let namespace = world.namespace_labels(&cluster, &pod.namespace);
+            let labels = world.pod(pod).map_or_else(|| endpoint.labels.clone(), |object| object.labels());
+            LabelSet::new(cluster, pod.namespace.as_str(), namespace, labels)
+        }
+        None => LabelSet::new(cluster, "", BTreeMap::new(), endpoint.labels.clone()),
+    })
+}

@@ -1,0 +1,67 @@
+//! What the agent knows of the machine it runs on: its boot, and the namespaces that are its own.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+use nix::sys::stat::fstat;
+use nix::sys::statfs::{FsType, fstatfs};
+
+use crate::error::Error;
+use crate::store::Netns;
+
+/// What network namespaces live on.
+const NSFS: FsType = FsType(nix::libc::NSFS_MAGIC as _);
+
+/// The machine, as it is for as long as the agent runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Machine {
+    /// This boot's id: what was of another boot has lost its namespaces.
+    pub boot: String,
+    /// The namespaces no pod can be in, by device and inode: the agent's own, and that of the machine's first process.
+    pub own: Vec<(u64, u64)>,
+}
+
+impl Machine {
+    /// Looks around.
+    pub(crate) fn look() -> Result<Self, Error> {
+        const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+        let boot = fs::read_to_string(BOOT).map_err(Error::io(format!("reading {BOOT}")))?;
+        let mut own = Vec::new();
+        for path in ["/proc/self/ns/net", "/proc/1/ns/net"] {
+            let metadata = fs::metadata(path).map_err(Error::io(format!("looking at {path}")))?;
+            own.push((metadata.dev(), metadata.ino()));
+        }
+        Ok(Self { boot: boot.trim().to_owned(), own })
+    }
+
+    /// The namespace of a pod, if it is one that a pod can be in: not the node's own, which a recycled process number or a
+    /// mistake can make it, however it is called.
+    pub(crate) fn pod_namespace(
+        &self,
+        path: &str,
+        netns: Option<OwnedFd>,
+    ) -> Result<(OwnedFd, Netns), Error> {
+        let refused = |why: &str| Error::Namespace { netns: path.to_owned(), why: why.to_owned() };
+        let netns = netns.ok_or_else(|| refused("no descriptor came with the request"))?;
+        let looking = || Error::io(format!("looking at network namespace {path}"));
+        let on = fstatfs(netns.as_fd()).map_err(|errno| looking()(errno.into()))?.filesystem_type();
+        if on != NSFS {
+            return Err(refused("it is not a network namespace"));
+        }
+        let status = fstat(netns.as_fd()).map_err(|errno| looking()(errno.into()))?;
+        let (device, inode) = (status.st_dev, status.st_ino);
+        if self.own.contains(&(device, inode)) {
+            return Err(refused("it is the node's own network namespace"));
+        }
+        Ok((netns, Netns { path: path.to_owned(), device, inode }))
+    }
+
+    /// Whether a namespace still is where it was.
+    pub(crate) fn is_there(&self, netns: &Netns) -> bool {
+        // A closed file's number may be another's by now: both must agree.
+        let found: io::Result<_> = File::open(&netns.path).and_then(|file| file.metadata());
+        found.is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (netns.device, netns.inode))
+    }
+}
