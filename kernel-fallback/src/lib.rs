@@ -1,1 +1,29 @@
 //! The data path kept by the Linux kernel: veth, vxlan, routes, neighbours, nftables.
+//!
+//! [`KernelDataplane`] is declarative: a pure function makes the ordered set of kernel objects and nft set elements
+//! of a snapshot; an update issues what differs, and `mend` compares with what is really there.
+//! Everything here blocks; nothing here is asynchronous.
+
+mod dataplane;
+mod desired;
+mod element;
+mod error;
+mod install;
+mod mend;
+mod netlink;
+mod nft;
+mod objects;
+mod observe;
+pub mod pod;
+mod removal;
+mod ruleset;
+mod sysctl;
+pub mod uplink;
+mod veth;
+pub mod watch;
+
+pub use dataplane::{KernelDataplane, KernelOptions};
+pub use error::{KernelError, Refusal};
+pub use objects::{
+    HOST_END_MTU, HOST_LINK, ROUTE_PROTOCOL, ROUTE_TABLE, RULE_PRIORITY, TUNNEL_LINK, UPLINK_LINK,
+};

@@ -1,0 +1,290 @@
+//! The promise of a data path, kept by the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use causeway_model::{
+    Count, Counters, Dataplane, DataplaneError, Delta, DropReason, Endpoint, EndpointCounters, EndpointKey,
+    Snapshot, TunnelOwner, Update,
+};
+
+use crate::desired::{Desired, Difference, Facts};
+use crate::element::Element;
+use crate::error::KernelError;
+use crate::install::{index, install, remove, remove_link};
+use crate::netlink::Netlink;
+use crate::nft::Nft;
+use crate::objects::{HOST_LINK, Object, Sysctl, TUNNEL_LINK, is_pod_link};
+use crate::observe::{self, Link};
+use crate::ruleset::Ruleset;
+use crate::sysctl::Before;
+use crate::{pod, removal, veth};
+
+/// How the kernel path is to be run.
+#[derive(Clone, Debug)]
+pub struct KernelOptions {
+    /// The file that remembers what kernel settings were before they were ours.
+    pub state: PathBuf,
+    /// Do without the tunnel device's attribute for reserved bits, as if this kernel had none.
+    pub mask_reserved_bits: bool,
+}
+
+/// Where a pod's network namespace is found again. No descriptor is held, which would keep a dead pod's namespace alive.
+#[derive(Clone, Debug)]
+struct Netns {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Netns {
+    /// Opens the namespace, unless it is gone or another one has its place.
+    fn open(&self) -> Option<File> {
+        let file = File::open(&self.path).ok()?;
+        let metadata = file.metadata().ok()?;
+        ((metadata.dev(), metadata.ino()) == (self.device, self.inode)).then_some(file)
+    }
+}
+
+/// The data path of the Linux kernel, in the network namespace of the thread that made it. It must be called
+/// from threads in that namespace only.
+#[derive(Debug)]
+pub struct KernelDataplane {
+    pub(crate) netlink: Netlink,
+    pub(crate) nft: Nft,
+    pub(crate) before: Before,
+    pub(crate) lenient: bool,
+    masked: bool,
+    pub(crate) desired: Option<Desired>,
+    netns: BTreeMap<EndpointKey, Netns>,
+}
+
+impl KernelDataplane {
+    /// A data path that has not been told anything yet; changes nothing.
+    pub fn new(options: KernelOptions) -> Result<Self, KernelError> {
+        Ok(Self {
+            netlink: Netlink::route()?,
+            nft: Nft::new()?,
+            before: Before::new(options.state),
+            lenient: !options.mask_reserved_bits,
+            masked: options.mask_reserved_bits,
+            desired: None,
+            netns: BTreeMap::new(),
+        })
+    }
+
+    /// What this node's kernel does less well than it could, and why. Complete once a state has been applied.
+    pub fn limits(&self) -> Vec<String> {
+        let owns_tunnel =
+            self.desired.as_ref().is_none_or(|d| d.snapshot.settings.tunnel == TunnelOwner::Kernel);
+        let why = if self.masked { "masked by configuration" } else { "needs Linux 6.14" };
+        if owns_tunnel && !self.lenient {
+            vec![format!("strict reserved bits: tunnel frames with reserved bits set are dropped ({why})")]
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Tells where an endpoint's network namespace is found, so that [`Dataplane::mend`] can plug it in again when its
+    /// link was deleted. The namespace is not held; one that has gone is not missed.
+    pub fn remember_netns(&mut self, key: &EndpointKey, path: &Path, device: u64, inode: u64) {
+        self.netns.insert(key.clone(), Netns { path: path.to_owned(), device, inode });
+    }
+
+    /// Takes every object of ours away from the namespace of this thread, whoever made it and whether or not a record is
+    /// left, and gives kernel settings back what they were. Goes on past failures and reports all.
+    pub fn remove_all(state: &Path) -> Result<(), KernelError> {
+        removal::remove_all(state)
+    }
+
+    fn take_up(&mut self, snapshot: &Snapshot) -> Result<(), KernelError> {
+        let links = observe::links(&mut self.netlink)?;
+        let facts = self.facts(&links, snapshot);
+        self.desired = Some(Desired::new(snapshot.clone(), facts));
+        self.netns.retain(|key, _| snapshot.endpoints.contains_key(key));
+        let mended = self.reconcile()?;
+        tracing::debug!(?mended, "took up a whole state");
+        Ok(())
+    }
+
+    /// What of the node decides over what can be made.
+    pub(crate) fn facts(&self, links: &BTreeMap<String, Link>, snapshot: &Snapshot) -> Facts {
+        let overlay = snapshot.settings.overlay;
+        let others = links.values().filter(|link| link.name != TUNNEL_LINK).filter_map(Link::tunnel);
+        let mut other_tunnels: Vec<u32> = others
+            .filter(|(vni, port)| *port == overlay.port && *vni != u32::from(overlay.vni))
+            .map(|(vni, _)| vni)
+            .collect();
+        other_tunnels.sort_unstable();
+        other_tunnels.dedup();
+        Facts { host_port: links.contains_key(HOST_LINK), lenient: self.lenient, other_tunnels }
+    }
+
+    fn change(&mut self, deltas: &[Delta]) -> Result<(), KernelError> {
+        let Some(desired) = &mut self.desired else {
+            return Err(KernelError::Io {
+                doing: "taking up changes".into(),
+                source: std::io::Error::other("no whole state was taken up before"),
+            });
+        };
+        // Other settings may mean another tunnel device, on which everything hangs: that is a matter for comparison.
+        let whole = deltas.iter().any(|delta| matches!(delta, Delta::Settings(_)));
+        let change = desired.apply(deltas.iter().cloned());
+        let result =
+            if whole { self.reconcile().map(drop) } else { self.issue(&change.objects, &change.elements) };
+        if result.is_err() {
+            self.go_back(change.inverses);
+        }
+        result
+    }
+
+    /// Makes a difference real: what guards comes first, then what leads.
+    fn issue(
+        &mut self,
+        objects: &Difference<Object>,
+        elements: &Difference<Element>,
+    ) -> Result<(), KernelError> {
+        if let Err(error) = self.nft.change(elements) {
+            tracing::warn!(%error, "loading the whole table, since a change of it failed");
+            self.ensure_nft()?;
+        }
+        let mut errors = Vec::new();
+        let replaced: BTreeSet<_> = objects.new.iter().map(Object::id).collect();
+        for object in objects.gone.iter().rev().filter(|object| !replaced.contains(&object.id())) {
+            errors.extend(remove(&mut self.netlink, object).err());
+        }
+        for object in &objects.new {
+            errors.extend(self.make(object).err());
+        }
+        KernelError::all(errors)
+    }
+
+    /// Makes an object, unless it hangs on a pod's link that does not exist yet: `attach` makes it then.
+    pub(crate) fn make(&mut self, object: &Object) -> Result<(), KernelError> {
+        match object {
+            Object::Sysctl(Sysctl { link: None, path, value }) => self.before.write(path, value),
+            object if object.link().is_some_and(|link| is_pod_link(link) && index(link).is_err()) => Ok(()),
+            object => install(&mut self.netlink, object),
+        }
+    }
+
+    /// After a failure: the old state, as far as it can be had.
+    fn go_back(&mut self, inverses: Vec<Delta>) {
+        if let Some(desired) = &mut self.desired {
+            desired.apply(inverses);
+        }
+        if let Err(error) = self.reconcile() {
+            tracing::warn!(%error, "going back to the state before a failed change");
+        }
+    }
+
+    pub(crate) fn ensure_nft(&mut self) -> Result<Vec<String>, KernelError> {
+        let Some(desired) = &self.desired else { return Ok(Vec::new()) };
+        self.nft.ensure(&Ruleset::new(&desired.snapshot.settings), desired.elements.iter())
+    }
+
+    fn plug(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<(), KernelError> {
+        let name = endpoint.key.link_name();
+        let objects: Vec<Object> = self.desired.as_ref().map_or_else(Vec::new, |desired| {
+            let on_link = |object: &&Object| object.link() == Some(name.as_str());
+            desired.objects_of(endpoint).iter().filter(on_link).cloned().collect()
+        });
+        if objects.is_empty() {
+            return Err(KernelError::Io {
+                doing: format!("attaching {}", endpoint.key),
+                source: std::io::Error::other("the state does not have it as an endpoint of the kernel path"),
+            });
+        }
+        let made = veth::create(&mut self.netlink, endpoint, netns)?;
+        for object in &objects {
+            install(&mut self.netlink, object)?;
+        }
+        pod::configure(netns, &endpoint.key.interface, endpoint)?;
+        made.keep();
+        Ok(())
+    }
+
+    /// Plugs endpoints in again whose link has gone while their pod lives. Returns what was done.
+    pub(crate) fn plug_again(&mut self, links: &BTreeMap<String, Link>) -> Result<Vec<String>, KernelError> {
+        let Some(desired) = &self.desired else { return Ok(Vec::new()) };
+        let lost = desired.veths().filter(|endpoint| !links.contains_key(endpoint.key.link_name().as_str()));
+        let lost: Vec<(Endpoint, File)> = lost
+            .filter_map(|endpoint| {
+                let netns = self.netns.get(&endpoint.key)?.open()?;
+                Some((endpoint.clone(), netns))
+            })
+            .collect();
+        let (mut mended, mut errors) = (Vec::new(), Vec::new());
+        for (endpoint, netns) in lost {
+            match self.plug(&endpoint, netns.as_fd()) {
+                Ok(()) => mended.push(format!("plugged {} in again: its link had gone", endpoint.key)),
+                Err(error) => errors.push(error),
+            }
+        }
+        KernelError::all(errors).map(|()| mended)
+    }
+
+    fn count(&mut self) -> Result<Counters, KernelError> {
+        let links = observe::links(&mut self.netlink)?;
+        let mut counters = Counters::default();
+        for (reason, count) in self.nft.counters()? {
+            // nft counts from the network header on; an Ethernet header lies before it.
+            let bytes = count.bytes + 14 * count.packets;
+            if count.packets > 0 {
+                counters.drops.insert(reason, Count { packets: count.packets, bytes });
+            }
+        }
+        if let Some(tunnel) = links.get(TUNNEL_LINK) {
+            let stats = &tunnel.stats;
+            counters.tunnel_sent = Count { packets: stats.tx_packets, bytes: stats.tx_bytes };
+            counters.tunnel_received = Count { packets: stats.rx_packets, bytes: stats.rx_bytes };
+            // The device counts a refusal by RFC 6040 as a frame error, and every frame error as an error.
+            let other = stats.rx_errors.saturating_sub(stats.rx_frame_errors);
+            for (reason, packets) in
+                [(DropReason::EcnNotCapable, stats.rx_frame_errors), (DropReason::KernelMalformed, other)]
+            {
+                if packets > 0 {
+                    *counters.drops.entry(reason).or_default() += Count { packets, bytes: 0 };
+                }
+            }
+        }
+        for endpoint in self.desired.iter().flat_map(Desired::veths) {
+            if let Some(link) = links.get(endpoint.key.link_name().as_str()) {
+                let from_pod = Count { packets: link.stats.rx_packets, bytes: link.stats.rx_bytes };
+                let to_pod = Count { packets: link.stats.tx_packets, bytes: link.stats.tx_bytes };
+                let drops = BTreeMap::new();
+                counters.endpoints.insert(endpoint.key.clone(), EndpointCounters { from_pod, to_pod, drops });
+            }
+        }
+        Ok(counters)
+    }
+}
+
+impl Dataplane for KernelDataplane {
+    fn apply(&mut self, update: Update<'_>) -> Result<(), DataplaneError> {
+        match update {
+            Update::Whole(snapshot) => Ok(self.take_up(snapshot)?),
+            Update::Changes(deltas) => Ok(self.change(deltas)?),
+        }
+    }
+
+    fn attach(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<(), DataplaneError> {
+        Ok(self.plug(endpoint, netns)?)
+    }
+
+    fn detach(&mut self, endpoint: &EndpointKey) -> Result<(), DataplaneError> {
+        self.netns.remove(endpoint);
+        Ok(remove_link(&mut self.netlink, endpoint.link_name().as_str())?)
+    }
+
+    fn mend(&mut self) -> Result<Vec<String>, DataplaneError> {
+        Ok(self.reconcile()?)
+    }
+
+    fn counters(&mut self) -> Result<Counters, DataplaneError> {
+        Ok(self.count()?)
+    }
+}

@@ -1,0 +1,474 @@
+//! What shall be there: a snapshot as kernel objects and set elements. No I/O.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use causeway_model::{
+    Delta, Endpoint, Family, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, IpNetwork, Node, Path, PortKind, Settings,
+    Snapshot, TunnelOwner,
+};
+
+use crate::element::Element;
+use crate::objects::{
+    HOST_END_MTU, HOST_LINK, LinkState, MAIN_TABLE, Object, ROUTE_TABLE, Route, Sysctl, TUNNEL_LINK, Vxlan,
+    Way,
+};
+use crate::sysctl::{IPV4_FORWARDING, IPV6_FORWARDING};
+
+/// The metric of the unreachable route for a pod prefix: behind anything that leads somewhere.
+const LAST_METRIC: u32 = 51717;
+
+/// What of the node is not in the snapshot and changes what can be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// `cw-host` exists.
+    pub(crate) host_port: bool,
+    /// The kernel's tunnel device can ignore reserved bits.
+    pub(crate) lenient: bool,
+    /// Network identifiers of other tunnel devices of this node on our port.
+    pub(crate) other_tunnels: Vec<u32>,
+}
+
+/// What one part of a snapshot asks for.
+#[derive(Debug, Default)]
+struct Wishes {
+    objects: Vec<Object>,
+    elements: Vec<Element>,
+}
+
+/// Things that are wanted, each by so many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted<T: Ord>(BTreeMap<T, u32>);
+
+impl<T: Ord> Default for Wanted<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T: Ord + Clone> Wanted<T> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> + Clone {
+        self.0.keys()
+    }
+
+    pub(crate) fn contains(&self, thing: &T) -> bool {
+        self.0.contains_key(thing)
+    }
+
+    fn add(&mut self, thing: T) {
+        *self.0.entry(thing).or_default() += 1;
+    }
+
+    fn remove(&mut self, thing: &T) {
+        if let Some(count) = self.0.get_mut(thing) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(thing);
+            }
+        }
+    }
+}
+
+/// What an update takes away and brings.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Difference<T> {
+    pub(crate) gone: Vec<T>,
+    pub(crate) new: Vec<T>,
+}
+
+/// What came of changes.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub(crate) objects: Difference<Object>,
+    pub(crate) elements: Difference<Element>,
+    /// The changes that take them back, in order.
+    pub(crate) inverses: Vec<Delta>,
+}
+
+/// A snapshot and everything that follows from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Desired {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) facts: Facts,
+    pub(crate) objects: Wanted<Object>,
+    pub(crate) elements: Wanted<Element>,
+}
+
+impl Desired {
+    pub(crate) fn new(snapshot: Snapshot, facts: Facts) -> Self {
+        let mut desired = Self { snapshot, facts, objects: Wanted::default(), elements: Wanted::default() };
+        desired.rebuild();
+        desired
+    }
+
+    /// Takes up changes; returns what they change. Costs what the changes cost, not what the state costs,
+    /// unless the settings are among them.
+    pub(crate) fn apply(&mut self, deltas: impl IntoIterator<Item = Delta>) -> Change {
+        let mut touched = (BTreeMap::new(), BTreeMap::new());
+        let mut inverses = Vec::new();
+        for delta in deltas {
+            inverses.push(self.inverse(&delta));
+            if matches!(delta, Delta::Settings(_)) {
+                self.touch_all(true, &mut touched);
+                self.snapshot.apply(delta);
+                self.rebuild();
+                self.touch_all(false, &mut touched);
+                continue;
+            }
+            let before = self.wishes_about(&delta);
+            self.touch(&before, &mut touched);
+            for object in &before.objects {
+                self.objects.remove(object);
+            }
+            for element in &before.elements {
+                self.elements.remove(element);
+            }
+            self.snapshot.apply(delta.clone());
+            let after = self.wishes_about(&delta);
+            self.touch(&after, &mut touched);
+            self.take_up(after);
+        }
+        inverses.reverse();
+        let (objects, elements) = touched;
+        Change {
+            objects: difference(objects, &self.objects),
+            elements: difference(elements, &self.elements),
+            inverses,
+        }
+    }
+
+    /// The change that takes `delta` back.
+    fn inverse(&self, delta: &Delta) -> Delta {
+        let Snapshot { settings, peers, endpoints, clusters } = &self.snapshot;
+        let peer = |id| peers.get(id).cloned().map_or_else(|| Delta::PeerGone(id.clone()), Delta::Peer);
+        let endpoint = |key| {
+            let old = endpoints.get(key).cloned();
+            old.map_or_else(|| Delta::EndpointGone(key.clone()), |e| Delta::Endpoint(Box::new(e)))
+        };
+        let cluster = |name| {
+            clusters.get(name).cloned().map_or_else(|| Delta::ClusterGone(name.clone()), Delta::Cluster)
+        };
+        match delta {
+            Delta::Settings(_) => Delta::Settings(Box::new(settings.clone())),
+            Delta::Peer(node) => peer(&node.id),
+            Delta::PeerGone(id) => peer(id),
+            Delta::Endpoint(new) => endpoint(&new.key),
+            Delta::EndpointGone(key) => endpoint(key),
+            Delta::Cluster(new) => cluster(&new.name),
+            Delta::ClusterGone(name) => cluster(name),
+        }
+    }
+
+    /// The objects of one endpoint alone, in the order of making.
+    pub(crate) fn objects_of(&self, endpoint: &Endpoint) -> Vec<Object> {
+        let context = Context { settings: &self.snapshot.settings, facts: &self.facts };
+        let mut objects = context.of_endpoint(endpoint).objects;
+        objects.sort();
+        objects
+    }
+
+    /// The endpoints that have a veth of ours.
+    pub(crate) fn veths(&self) -> impl Iterator<Item = &Endpoint> {
+        self.snapshot.endpoints.values().filter(|endpoint| has_veth(endpoint))
+    }
+
+    fn rebuild(&mut self) {
+        self.objects = Wanted::default();
+        self.elements = Wanted::default();
+        let context = Context { settings: &self.snapshot.settings, facts: &self.facts };
+        let mut all = vec![context.of_node()];
+        all.extend(self.snapshot.peers.values().map(|peer| context.of_peer(peer)));
+        all.extend(self.snapshot.endpoints.values().map(|endpoint| context.of_endpoint(endpoint)));
+        for wishes in all {
+            self.take_up(wishes);
+        }
+    }
+
+    fn take_up(&mut self, wishes: Wishes) {
+        wishes.objects.into_iter().for_each(|object| self.objects.add(object));
+        wishes.elements.into_iter().for_each(|element| self.elements.add(element));
+    }
+
+    /// What the thing that a change names asks for at the moment.
+    fn wishes_about(&self, delta: &Delta) -> Wishes {
+        let Snapshot { settings, peers, endpoints, .. } = &self.snapshot;
+        let context = Context { settings, facts: &self.facts };
+        let peer = |id| peers.get(id).map(|peer| context.of_peer(peer));
+        let endpoint = |key| endpoints.get(key).map(|endpoint| context.of_endpoint(endpoint));
+        match delta {
+            Delta::Peer(node) => peer(&node.id),
+            Delta::PeerGone(id) => peer(id),
+            Delta::Endpoint(new) => endpoint(&new.key),
+            Delta::EndpointGone(key) => endpoint(key),
+            Delta::Settings(_) | Delta::Cluster(_) | Delta::ClusterGone(_) => None,
+        }
+        .unwrap_or_default()
+    }
+
+    /// Notes whether things were wanted before the first change that names them.
+    fn touch(&self, wishes: &Wishes, touched: &mut Touched) {
+        for object in &wishes.objects {
+            touched.0.entry(object.clone()).or_insert_with(|| self.objects.contains(object));
+        }
+        for element in &wishes.elements {
+            touched.1.entry(element.clone()).or_insert_with(|| self.elements.contains(element));
+        }
+    }
+
+    /// Notes everything that is wanted now and was not noted before.
+    fn touch_all(&self, before: bool, touched: &mut Touched) {
+        for object in self.objects.iter() {
+            touched.0.entry(object.clone()).or_insert(before);
+        }
+        for element in self.elements.iter() {
+            touched.1.entry(element.clone()).or_insert(before);
+        }
+    }
+}
+
+type Touched = (BTreeMap<Object, bool>, BTreeMap<Element, bool>);
+
+fn difference<T: Ord + Clone>(touched: BTreeMap<T, bool>, now: &Wanted<T>) -> Difference<T> {
+    let mut difference = Difference { gone: Vec::new(), new: Vec::new() };
+    for (thing, before) in touched {
+        match (before, now.contains(&thing)) {
+            (true, false) => difference.gone.push(thing),
+            (false, true) => difference.new.push(thing),
+            _ => {}
+        }
+    }
+    difference
+}
+
+fn has_veth(endpoint: &Endpoint) -> bool {
+    endpoint.path == Path::Kernel && endpoint.port == PortKind::Veth
+}
+
+/// A prefix of one address.
+pub(crate) fn single(address: IpAddr) -> IpNetwork {
+    // The full length of a family is never refused.
+    IpNetwork::from(address)
+}
+
+/// Prefixes by their first address, without those that lie in another one: a set of intervals takes no nested ones.
+pub(crate) fn flatten(prefixes: impl IntoIterator<Item = IpNetwork>) -> Vec<IpNetwork> {
+    let mut all: Vec<IpNetwork> = prefixes
+        .into_iter()
+        .filter_map(|prefix| IpNetwork::new(prefix.network(), prefix.prefix()).ok())
+        .collect();
+    all.sort_by_key(|prefix| (prefix.prefix(), prefix.ip()));
+    let mut kept: Vec<IpNetwork> = Vec::with_capacity(all.len());
+    for prefix in all {
+        if !kept.iter().any(|wider| wider.contains(prefix.ip())) {
+            kept.push(prefix);
+        }
+    }
+    kept.sort();
+    kept
+}
+
+/// What every part is seen against.
+struct Context<'a> {
+    settings: &'a Settings,
+    facts: &'a Facts,
+}
+
+impl Context<'_> {
+    fn kernel_tunnel(&self) -> bool {
+        self.settings.tunnel == TunnelOwner::Kernel
+    }
+
+    /// The link that leads to other nodes; none while the fast path's host port does not exist.
+    fn tunnel_link(&self) -> Option<&'static str> {
+        match self.settings.tunnel {
+            TunnelOwner::Kernel => Some(TUNNEL_LINK),
+            TunnelOwner::FastPath => self.facts.host_port.then_some(HOST_LINK),
+        }
+    }
+
+    /// The source of packets from the node to pods; none while the link that has the address does not exist.
+    fn source(&self, family: Family) -> Option<IpAddr> {
+        self.tunnel_link().and_then(|_| self.settings.node.overlay_host_address(family))
+    }
+
+    /// The node itself: its tunnel or host port, its addresses, its prefixes.
+    fn of_node(&self) -> Wishes {
+        let Settings { overlay, node, tunnel_address, pod_mtu, .. } = self.settings;
+        let mut wishes = Wishes::default();
+        for path in [IPV4_FORWARDING, IPV6_FORWARDING] {
+            wishes.objects.push(Object::Sysctl(Sysctl { link: None, path: path.into(), value: "1" }));
+        }
+        if self.kernel_tunnel() {
+            wishes.objects.push(Object::Vxlan(Vxlan {
+                vni: overlay.vni.into(),
+                port: overlay.port,
+                local: *tunnel_address,
+                lenient: self.facts.lenient,
+            }));
+        }
+        if let Some(link) = self.tunnel_link() {
+            // A packet from another node's own address comes through the tunnel and would be answered by the underlay:
+            // the strict reverse-path check refuses that.
+            wishes.objects.extend(link_sysctls(link, &[("ipv4", "rp_filter", "2")]));
+            let mac = self.kernel_tunnel().then_some(node.vtep_mac);
+            wishes.objects.push(Object::Link(LinkState { name: link.into(), mac, mtu: *pod_mtu }));
+            let addresses = Family::BOTH.into_iter().filter_map(|family| node.overlay_host_address(family));
+            wishes.objects.extend(
+                addresses.map(|address| Object::Address { link: link.into(), address: single(address) }),
+            );
+        }
+        for prefix in flatten(node.pod_prefixes.iter().copied()) {
+            wishes.objects.push(Object::Rule { from: prefix });
+            wishes.objects.push(Object::Route(Route {
+                table: MAIN_TABLE,
+                to: prefix,
+                metric: LAST_METRIC,
+                way: Way::Unreachable,
+                source: None,
+                mtu: None,
+            }));
+        }
+        wishes.elements.extend(node.underlay.iter().copied().map(Element::NodeAddress));
+        let own = Family::BOTH.into_iter().filter_map(|family| node.overlay_host_address(family));
+        wishes.elements.extend(own.map(Element::Endpoint));
+        if self.kernel_tunnel() {
+            wishes.elements.extend(self.facts.other_tunnels.iter().copied().map(Element::OtherTunnel));
+        }
+        wishes
+    }
+
+    /// Another node: the way to its pods and, for our pods, to its own addresses.
+    fn of_peer(&self, peer: &Node) -> Wishes {
+        let mut wishes = Wishes::default();
+        wishes.elements.extend(peer.underlay.iter().copied().map(Element::NodeAddress));
+        if self.kernel_tunnel() {
+            self.admit(peer, &mut wishes);
+        }
+        let Some(link) = self.tunnel_link() else { return wishes };
+        let mac = if self.kernel_tunnel() { peer.vtep_mac } else { GATEWAY_MAC };
+        let neighbour = |address| Object::Neighbour { link: link.into(), address, mac };
+        if self.kernel_tunnel()
+            && let Some(to) = peer.tunnel_address(self.settings.underlay_family())
+        {
+            wishes.objects.push(Object::Forwarding { link: link.into(), mac, to });
+        }
+        for family in Family::BOTH {
+            let host = peer.overlay_host_address(family);
+            wishes.objects.extend(host.map(neighbour));
+            for prefix in flatten(peer.pod_prefixes_of(family)) {
+                if host.is_none() && prefix.prefix() == family.host_length() {
+                    wishes.objects.push(neighbour(prefix.ip()));
+                } else if host.is_none() {
+                    continue;
+                }
+                wishes.objects.push(self.route(MAIN_TABLE, prefix, link, host, self.source(family), None));
+            }
+            for address in peer.underlay.iter().copied().filter(|a| Family::of(*a) == family) {
+                // A node that has no pods of this family has no next hop of it either: then the address is its own.
+                if host.is_none() {
+                    wishes.objects.push(neighbour(address));
+                }
+                wishes.objects.push(self.route(ROUTE_TABLE, single(address), link, host, None, None));
+            }
+        }
+        wishes
+    }
+
+    /// What the tunnel lets in from another node.
+    fn admit(&self, peer: &Node, wishes: &mut Wishes) {
+        let own = peer.underlay.iter().copied().map(single);
+        let inner = flatten(peer.pod_prefixes.iter().copied().chain(own));
+        let family = self.settings.underlay_family();
+        for sender in peer.underlay.iter().copied().filter(|a| Family::of(*a) == family) {
+            wishes.elements.push(Element::Sender(sender));
+            wishes.elements.extend(inner.iter().map(|prefix| Element::Inner(sender, *prefix)));
+        }
+    }
+
+    /// An endpoint of this node: what guards it, and the way to it.
+    fn of_endpoint(&self, endpoint: &Endpoint) -> Wishes {
+        let mut wishes = Wishes::default();
+        wishes.elements.extend(endpoint.addresses.iter().copied().map(Element::Endpoint));
+        let name = endpoint.key.link_name();
+        let (link, mac) = if has_veth(endpoint) {
+            wishes.elements.push(Element::PodLink(name.clone()));
+            wishes.elements.push(Element::PodMac(name.clone(), endpoint.mac));
+            let guarded =
+                endpoint.addresses.iter().map(|address| Element::PodAddress(name.clone(), *address));
+            wishes.elements.extend(guarded);
+            wishes.objects.extend(host_end(name.as_str(), endpoint));
+            (name.as_str(), endpoint.mac)
+        } else if let (Path::Fast, Some(HOST_LINK)) = (endpoint.path, self.tunnel_link()) {
+            (HOST_LINK, GATEWAY_MAC)
+        } else {
+            return wishes;
+        };
+        for address in endpoint.addresses.iter().copied() {
+            wishes.objects.push(Object::Neighbour { link: link.into(), address, mac });
+            let source = self.source(Family::of(address));
+            wishes.objects.push(self.route(
+                MAIN_TABLE,
+                single(address),
+                link,
+                None,
+                source,
+                Some(endpoint.mtu),
+            ));
+        }
+        wishes
+    }
+
+    #[expect(clippy::unused_self, reason = "reads as one sentence beside the other wishes")]
+    fn route(
+        &self,
+        table: u32,
+        to: IpNetwork,
+        link: &str,
+        via: Option<IpAddr>,
+        source: Option<IpAddr>,
+        mtu: Option<u16>,
+    ) -> Object {
+        let way = Way::Link { link: link.into(), via };
+        Object::Route(Route { table, to, metric: Route::default_metric(to), way, source, mtu })
+    }
+}
+
+/// The node's end of a pod's veth.
+fn host_end<'a>(link: &'a str, endpoint: &'a Endpoint) -> impl Iterator<Item = Object> + 'a {
+    // Asked for an address that is not on this very link, the node is silent: a pod that probes its own address, or another
+    // pod's, gets no answer (RFC 5227 §2.1.1).
+    let sysctls = link_sysctls(link, &[("ipv4", "arp_ignore", "1")]);
+    let state = LinkState { name: link.into(), mac: Some(GATEWAY_MAC), mtu: HOST_END_MTU };
+    let gateways = endpoint
+        .addresses
+        .iter()
+        .map(move |address| Object::Address { link: link.into(), address: gateway(Family::of(*address)) });
+    sysctls.into_iter().chain([Object::Link(state)]).chain(gateways)
+}
+
+/// The gateway's address as the node's end has it.
+fn gateway(family: Family) -> IpNetwork {
+    match family {
+        Family::V4 => single(GATEWAY_V4.into()),
+        // The link-local prefix, so that packets to the pod's own link-local address find their link.
+        Family::V6 => IpNetwork::new(GATEWAY_V6.into(), 64).unwrap_or(single(GATEWAY_V6.into())),
+    }
+}
+
+/// The settings of a link of ours. Those that keep the kernel from making up addresses come before the link goes up.
+fn link_sysctls(link: &str, more: &[(&str, &str, &'static str)]) -> Vec<Object> {
+    let common = [
+        ("ipv4", "forwarding", "1"),
+        ("ipv6", "disable_ipv6", "0"),
+        ("ipv6", "addr_gen_mode", "1"),
+        ("ipv6", "accept_ra", "0"),
+        ("ipv6", "accept_dad", "0"),
+        ("ipv6", "forwarding", "1"),
+    ];
+    let settings = common.iter().chain(more);
+    let sysctl = |(family, name, value): &(&str, &str, &'static str)| {
+        let path = format!("net/{family}/conf/{link}/{name}");
+        Object::Sysctl(Sysctl { link: Some(link.into()), path, value })
+    };
+    settings.map(sysctl).collect()
+}

@@ -1,0 +1,103 @@
+//! The elements of our nft sets, written as nft itself writes them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use causeway_model::{Family, IpNetwork, LinkName, MacAddr};
+
+/// One element of one set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Element {
+    /// A pod's link, by which its packets come.
+    PodLink(LinkName),
+    /// The hardware address a pod may send from.
+    PodMac(LinkName, MacAddr),
+    /// An address a pod may send from.
+    PodAddress(LinkName, IpAddr),
+    /// An address in this node's pod prefixes that somebody has.
+    Endpoint(IpAddr),
+    /// An address of a node, whose tunnel port is closed to pods.
+    NodeAddress(IpAddr),
+    /// An address from which tunnel frames are taken.
+    Sender(IpAddr),
+    /// What inner packets from a sender may have as source.
+    Inner(IpAddr, IpNetwork),
+    /// The network identifier of somebody else's tunnel on our port.
+    OtherTunnel(u32),
+}
+
+impl Element {
+    /// The set it belongs to.
+    pub(crate) fn set(&self) -> &'static str {
+        let by_family = |address: &IpAddr, v4, v6| match Family::of(*address) {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        };
+        match self {
+            Self::PodLink(_) => "pod_links",
+            Self::PodMac(..) => "pod_macs",
+            Self::PodAddress(_, address) => by_family(address, "pod_addresses4", "pod_addresses6"),
+            Self::Endpoint(address) => by_family(address, "endpoints4", "endpoints6"),
+            Self::NodeAddress(address) => by_family(address, "nodes4", "nodes6"),
+            Self::Sender(_) => "senders",
+            Self::Inner(_, prefix) => by_family(&prefix.ip(), "inner4", "inner6"),
+            Self::OtherTunnel(_) => "other_tunnels",
+        }
+    }
+
+    /// The element as nft lists it.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::PodLink(link) => format!("\"{link}\""),
+            Self::PodMac(link, mac) => format!("\"{link}\" . {mac}"),
+            Self::PodAddress(link, address) => format!("\"{link}\" . {address}"),
+            Self::Endpoint(address) | Self::NodeAddress(address) | Self::Sender(address) => {
+                address.to_string()
+            }
+            Self::Inner(sender, prefix) => format!("{sender} . {}", range(*prefix)),
+            Self::OtherTunnel(vni) => format!("{vni:#x}"),
+        }
+    }
+}
+
+/// A prefix as the range of its addresses, read as numbers: the form that nft has for raw bytes of a packet.
+fn range(prefix: IpNetwork) -> String {
+    let number = |address: IpAddr| match address {
+        IpAddr::V4(v4) => format!("{:#x}", u32::from(v4)),
+        IpAddr::V6(v6) => format!("{:#x}", u128::from(v6)),
+    };
+    let (first, last) = match prefix {
+        IpNetwork::V4(v4) => (IpAddr::V4(v4.network()), IpAddr::V4(v4.broadcast())),
+        IpNetwork::V6(v6) => (IpAddr::V6(v6.network()), IpAddr::V6(v6.broadcast())),
+    };
+    if first == last { number(first) } else { format!("{}-{}", number(first), number(last)) }
+}
+
+/// Elements by set, as text.
+pub(crate) fn by_set<'a>(
+    elements: impl IntoIterator<Item = &'a Element>,
+) -> BTreeMap<&'static str, Vec<String>> {
+    let mut sets: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for element in elements {
+        sets.entry(element.set()).or_default().push(element.text());
+    }
+    sets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_become_ranges_of_numbers() {
+        for (prefix, text) in [
+            ("10.70.2.0/24", "0xa460200-0xa4602ff"),
+            ("192.0.2.7/32", "0xc0000207"),
+            ("0.0.0.0/0", "0x0-0xffffffff"),
+            ("fd70:0:0:2::/64", "0xfd700000000000020000000000000000-0xfd70000000000002ffffffffffffffff"),
+            ("2001:db8::1/128", "0x20010db8000000000000000000000001"),
+        ] {
+            assert_eq!(range(prefix.parse().unwrap()), text);
+        }
+    }
+}

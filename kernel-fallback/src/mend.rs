@@ -1,0 +1,162 @@
+//! Comparing what is there with what shall be, and mending it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::dataplane::KernelDataplane;
+use crate::desired::Desired;
+use crate::error::KernelError;
+use crate::install::{install, remove, remove_link};
+use crate::objects::{LinkState, Object, ObjectId, TUNNEL_LINK, Vxlan, is_our_link};
+use crate::observe::{self, Link};
+use crate::sysctl;
+
+/// Mending one thing may undo another (a link that gets another address forgets its neighbours): so often, at most,
+/// is looked again.
+const PASSES: usize = 4;
+
+impl KernelDataplane {
+    /// Makes everything what it shall be, touching only what is not. Returns what was mended, in words.
+    pub(crate) fn reconcile(&mut self) -> Result<Vec<String>, KernelError> {
+        let mut mended = Vec::new();
+        for _ in 0..PASSES {
+            let before = mended.len();
+            self.pass(&mut mended)?;
+            if mended.len() == before {
+                break;
+            }
+        }
+        Ok(mended)
+    }
+
+    fn pass(&mut self, mended: &mut Vec<String>) -> Result<(), KernelError> {
+        let links = observe::links(&mut self.netlink)?;
+        self.look_around(&links);
+        // What guards comes first.
+        mended.extend(self.ensure_nft()?);
+        let mut errors = Vec::new();
+        match self.mend_tunnel(&links) {
+            Ok(words) => mended.extend(words),
+            Err(error) => errors.push(error),
+        }
+        match self.plug_again(&links) {
+            Ok(words) => mended.extend(words),
+            Err(error) => errors.push(error),
+        }
+        match self.mend_objects() {
+            Ok(words) => mended.extend(words),
+            Err(error) => errors.push(error),
+        }
+        KernelError::all(errors)
+    }
+
+    /// Takes up what has changed about the node: the host port came, somebody made a tunnel of their own.
+    fn look_around(&mut self, links: &BTreeMap<String, Link>) {
+        let Some(desired) = &self.desired else { return };
+        let facts = self.facts(links, &desired.snapshot);
+        if facts != desired.facts {
+            self.desired = Some(Desired::new(desired.snapshot.clone(), facts));
+        }
+    }
+
+    /// The tunnel device: none, or exactly the one that shall be.
+    fn mend_tunnel(&mut self, links: &BTreeMap<String, Link>) -> Result<Option<String>, KernelError> {
+        let wanted =
+            self.desired.iter().flat_map(|desired| desired.objects.iter()).find_map(|object| match object {
+                Object::Vxlan(vxlan) => Some(vxlan.clone()),
+                _ => None,
+            });
+        let found = links.get(TUNNEL_LINK);
+        match (wanted, found) {
+            (None, None) => Ok(None),
+            (None, Some(_)) => {
+                remove_link(&mut self.netlink, TUNNEL_LINK)?;
+                Ok(Some(format!("removed device {TUNNEL_LINK}")))
+            }
+            (Some(vxlan), Some(found)) if found.is_tunnel(&vxlan) => Ok(None),
+            (Some(vxlan), found) => {
+                if found.is_some() {
+                    remove_link(&mut self.netlink, TUNNEL_LINK)?;
+                }
+                self.create_tunnel(&vxlan).map(Some)
+            }
+        }
+    }
+
+    /// Makes the tunnel device; without the attribute for reserved bits where the kernel does not know it.
+    fn create_tunnel(&mut self, vxlan: &Vxlan) -> Result<String, KernelError> {
+        let object = Object::Vxlan(vxlan.clone());
+        install(&mut self.netlink, &object)?;
+        if vxlan.lenient {
+            let links = observe::links(&mut self.netlink)?;
+            // A kernel that does not know an attribute takes no notice of it, and shows it by not telling of it.
+            if links.get(TUNNEL_LINK).is_some_and(|link| !link.is_tunnel(vxlan)) {
+                self.lenient = false;
+                if let Some(desired) = &self.desired {
+                    let facts = self.facts(&links, &desired.snapshot);
+                    self.desired = Some(Desired::new(desired.snapshot.clone(), facts));
+                }
+            }
+        }
+        Ok(format!("made {object}"))
+    }
+
+    fn mend_objects(&mut self) -> Result<Vec<String>, KernelError> {
+        let links = observe::links(&mut self.netlink)?;
+        let found = observe::objects(&mut self.netlink, &links, is_our_link)?;
+        let Some(desired) = &self.desired else { return Ok(Vec::new()) };
+        let (mut missing, mut ids) = (Vec::new(), BTreeSet::new());
+        for object in desired.objects.iter() {
+            ids.insert(object.id());
+            if !is_right(object, &found, &links)? {
+                missing.push(object.clone());
+            }
+        }
+        let surplus: Vec<Object> = found
+            .iter()
+            .filter(|object| !ids.contains(&object.id()))
+            .filter(|o| is_removable(o))
+            .cloned()
+            .collect();
+        let (mut mended, mut errors) = (Vec::new(), Vec::new());
+        for object in surplus.iter().rev() {
+            match remove(&mut self.netlink, object) {
+                Ok(()) => mended.push(format!("removed {object}")),
+                Err(error) => errors.push(error),
+            }
+        }
+        for object in &missing {
+            if object.link().is_some_and(|link| !links.contains_key(link)) {
+                continue;
+            }
+            match self.make(object) {
+                Ok(()) => mended.push(format!("made {object}")),
+                Err(error) => errors.push(error),
+            }
+        }
+        KernelError::all(errors).map(|()| mended)
+    }
+}
+
+fn is_right(
+    object: &Object,
+    found: &BTreeSet<Object>,
+    links: &BTreeMap<String, Link>,
+) -> Result<bool, KernelError> {
+    match object {
+        // The device was made right before.
+        Object::Vxlan(_) => Ok(true),
+        Object::Sysctl(setting) => {
+            let value = sysctl::read(&setting.path)?;
+            Ok(value.is_none_or(|value| value == setting.value))
+        }
+        Object::Link(LinkState { name, mac: None, mtu }) => {
+            Ok(links.get(name).is_some_and(|link| link.up && link.mtu == u32::from(*mtu)))
+        }
+        object => Ok(found.contains(object)),
+    }
+}
+
+/// A link's state cannot be taken away, and a pod's link that no endpoint has is left to whoever removes it: what comes from it is refused.
+fn is_removable(object: &Object) -> bool {
+    !matches!(object.id(), ObjectId::Link(_) | ObjectId::Vxlan | ObjectId::Sysctl(_))
+}

@@ -1,0 +1,350 @@
+//! Our nft table: loaded whole in one transaction, changed by elements, compared with what is really there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use causeway_model::{Count, DropReason};
+use netlink_packet_core::{
+    DecodeError, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, NlasIterator,
+};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use serde::Deserialize;
+
+use crate::desired::Difference;
+use crate::element::{Element, by_set};
+use crate::error::KernelError;
+use crate::netlink::{Failure, Netlink};
+use crate::ruleset::{Ruleset, TABLE, delta};
+
+/// What is loaded, and what it looked like.
+#[derive(Debug)]
+struct Loaded {
+    ruleset: Ruleset,
+    /// The number the kernel gave the state we left; another number means another hand. None: not sure.
+    generation: Option<u32>,
+    /// How nft lists the table without its elements.
+    chains: String,
+}
+
+/// The table.
+#[derive(Debug)]
+pub(crate) struct Nft {
+    netlink: Netlink,
+    loaded: Option<Loaded>,
+    /// The highest counts seen: they go on where they were when the table is loaded again.
+    counted: BTreeMap<DropReason, Count>,
+}
+
+impl Nft {
+    pub(crate) fn new() -> Result<Self, KernelError> {
+        let netlink =
+            Netlink::open(NETLINK_NETFILTER).map_err(KernelError::io("opening a netfilter socket"))?;
+        Ok(Self { netlink, loaded: None, counted: BTreeMap::new() })
+    }
+
+    /// Makes the table what it shall be; does nothing when nobody has touched it since we left it so.
+    /// Returns what was wrong, in words.
+    pub(crate) fn ensure<'a>(
+        &mut self,
+        ruleset: &Ruleset,
+        elements: impl Iterator<Item = &'a Element> + Clone,
+    ) -> Result<Vec<String>, KernelError> {
+        let known = self.loaded.as_ref().filter(|loaded| loaded.ruleset == *ruleset);
+        let Some(loaded) = known else {
+            self.load(ruleset, elements)?;
+            return Ok(vec![format!("loaded nft table inet {TABLE}")]);
+        };
+        let generation = generation(&mut self.netlink)?;
+        if loaded.generation == Some(generation) {
+            return Ok(Vec::new());
+        }
+        let complaints = match listing()? {
+            None => vec![format!("nft table inet {TABLE} was gone")],
+            Some(listing) => complaints(&listing, &loaded.chains, elements.clone()),
+        };
+        if complaints.is_empty() {
+            if let Some(loaded) = &mut self.loaded {
+                loaded.generation = Some(generation);
+            }
+        } else {
+            self.load(ruleset, elements)?;
+        }
+        Ok(complaints)
+    }
+
+    /// Changes elements in one transaction.
+    pub(crate) fn change(&mut self, difference: &Difference<Element>) -> Result<(), KernelError> {
+        let text = delta(&difference.gone, &difference.new);
+        if text.is_empty() {
+            return Ok(());
+        }
+        let before = generation(&mut self.netlink)?;
+        run(&text, "changing elements")?;
+        let after = generation(&mut self.netlink)?;
+        if let Some(loaded) = &mut self.loaded {
+            // Sure only if nobody had touched it before and ours is the only transaction since.
+            let untouched = loaded.generation == Some(before) && after == before.wrapping_add(1);
+            loaded.generation = untouched.then_some(after);
+        }
+        Ok(())
+    }
+
+    /// What was dropped, by reason, since the table was first loaded.
+    pub(crate) fn counters(&mut self) -> Result<BTreeMap<DropReason, Count>, KernelError> {
+        for (reason, count) in counters()? {
+            let highest = self.counted.entry(reason).or_default();
+            if count.packets >= highest.packets {
+                *highest = count;
+            }
+        }
+        Ok(self.counted.clone())
+    }
+
+    fn load<'a>(
+        &mut self,
+        ruleset: &Ruleset,
+        elements: impl Iterator<Item = &'a Element> + Clone,
+    ) -> Result<(), KernelError> {
+        self.loaded = None;
+        // Without counters of an old table the new one begins at what we remember.
+        let counted = self.counters().unwrap_or_default();
+        let document =
+            ruleset.document(elements.clone(), |reason| counted.get(&reason).copied().unwrap_or_default());
+        run(&document, "loading the table")?;
+        let generation = generation(&mut self.netlink)?;
+        let listing = listing()?.unwrap_or_default();
+        let chains = chains(&listing);
+        // Whatever is listed differently right now is a matter of how this nft writes, or of another hand in this
+        // very moment; loading again and again would help neither.
+        let odd = complaints(&listing, &chains, elements);
+        if !odd.is_empty() {
+            tracing::warn!(?odd, "nft lists the table differently than it was loaded");
+        }
+        self.loaded = Some(Loaded { ruleset: ruleset.clone(), generation: Some(generation), chains });
+        Ok(())
+    }
+}
+
+/// Takes our table away.
+pub(crate) fn remove() -> Result<(), KernelError> {
+    // `add` before `delete`: deleting what is not there would be refused.
+    let text: String = ["inet", "netdev"]
+        .map(|family| format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n"))
+        .concat();
+    run(&text, "removing our tables")
+}
+
+fn run(document: &str, doing: &str) -> Result<(), KernelError> {
+    let failed = || KernelError::io(format!("running nft, {doing}"));
+    let mut nft = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed())?;
+    // nft reads to the end before it says a word; a pipe that it closed early shows in its exit status.
+    if let Some(mut stdin) = nft.stdin.take() {
+        let _ = stdin.write_all(document.as_bytes());
+    }
+    let output = nft.wait_with_output().map_err(failed())?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    // The complaint repeats the whole line, which may be long; what is wrong stands first.
+    let stderr: String = stderr.trim().chars().take(1000).collect();
+    Err(KernelError::Nft { doing: doing.to_owned(), stderr })
+}
+
+fn list(arguments: &[&str]) -> Result<Option<String>, KernelError> {
+    let output = Command::new("nft").args(arguments).output().map_err(KernelError::io("running nft"))?;
+    if output.status.success() {
+        return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if stderr.contains("No such file or directory") {
+        return Ok(None);
+    }
+    Err(KernelError::Nft { doing: format!("nft {}", arguments.join(" ")), stderr: stderr.trim().to_owned() })
+}
+
+/// The table as nft lists it; none when there is none.
+fn listing() -> Result<Option<String>, KernelError> {
+    list(&["-s", "list", "table", "inet", TABLE])
+}
+
+fn counters() -> Result<BTreeMap<DropReason, Count>, KernelError> {
+    #[derive(Deserialize)]
+    struct Listing {
+        nftables: Vec<Item>,
+    }
+    #[derive(Deserialize)]
+    struct Item {
+        counter: Option<Counter>,
+    }
+    #[derive(Deserialize)]
+    struct Counter {
+        name: DropReason,
+        packets: u64,
+        bytes: u64,
+    }
+    let Some(json) = list(&["-j", "list", "counters", "table", "inet", TABLE])? else {
+        return Ok(BTreeMap::new());
+    };
+    let listing: Listing = serde_json::from_str(&json)
+        .map_err(|error| KernelError::Nft { doing: "listing counters".into(), stderr: error.to_string() })?;
+    let counters = listing.nftables.into_iter().filter_map(|item| item.counter);
+    Ok(counters.map(|c| (c.name, Count { packets: c.packets, bytes: c.bytes })).collect())
+}
+
+/// A listing without the elements of its sets.
+fn chains(listing: &str) -> String {
+    let mut rest = listing;
+    let mut text = String::with_capacity(listing.len());
+    while let Some((before, after)) = rest.split_once("elements = {") {
+        text.push_str(before);
+        rest = after.split_once('}').map_or("", |(_, behind)| behind);
+    }
+    // nft writes an empty line less for a set without elements.
+    text.push_str(rest);
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+/// The elements of a listing, by set.
+fn sets(listing: &str) -> BTreeMap<&str, BTreeSet<String>> {
+    let mut sets = BTreeMap::new();
+    // What stands between one `set` line and the next has at most one list of elements.
+    for part in listing.split("\tset ").skip(1) {
+        let Some((name, body)) = part.split_once(" {") else { continue };
+        let body = body.split("\n\t}").next().unwrap_or_default();
+        let elements = body.split_once("elements = {").and_then(|(_, list)| list.split_once('}'));
+        let elements = elements.map(|(list, _)| list).unwrap_or_default().split(',');
+        let elements = elements.map(|e| e.trim().to_owned()).filter(|element| !element.is_empty());
+        sets.insert(name, elements.collect());
+    }
+    sets
+}
+
+/// In what a listing differs from what it should be.
+fn complaints<'a>(
+    listing: &str,
+    desired_chains: &str,
+    elements: impl Iterator<Item = &'a Element>,
+) -> Vec<String> {
+    let mut complaints = Vec::new();
+    if chains(listing) != desired_chains {
+        complaints.push(format!("the chains of nft table inet {TABLE} had changed"));
+    }
+    let desired = by_set(elements);
+    for (set, listed) in sets(listing) {
+        let wanted: BTreeSet<String> = desired.get(set).cloned().unwrap_or_default().into_iter().collect();
+        let (missing, surplus) = (wanted.difference(&listed).count(), listed.difference(&wanted).count());
+        if missing + surplus > 0 {
+            complaints.push(format!("nft set {set} lacked {missing} elements and had {surplus} of others"));
+        }
+    }
+    complaints
+}
+
+/// A record of nfnetlink, unread.
+#[derive(Debug)]
+struct Record {
+    kind: u16,
+    body: Vec<u8>,
+}
+
+/// NFNL_SUBSYS_NFTABLES and NFT_MSG_GETGEN.
+const GET_GENERATION: u16 = 10 << 8 | 16;
+/// NFTA_GEN_ID.
+const GENERATION_ID: u16 = 1;
+/// `struct nfgenmsg`: family, version, resource.
+const HEADER: usize = 4;
+
+impl NetlinkSerializable for Record {
+    fn message_type(&self) -> u16 {
+        self.kind
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.body.len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer[..self.body.len()].copy_from_slice(&self.body);
+    }
+}
+
+impl NetlinkDeserializable for Record {
+    type Error = DecodeError;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        Ok(Self { kind: header.message_type, body: payload.to_vec() })
+    }
+}
+
+/// The number of the last transaction of this namespace's nftables, whoever made it.
+fn generation(netlink: &mut Netlink) -> Result<u32, KernelError> {
+    let doing = "asking for the generation of nftables";
+    let question = Record { kind: GET_GENERATION, body: vec![0; HEADER] };
+    let answer = netlink.exchange(question, NLM_F_REQUEST).map_err(|failure| match failure {
+        Failure::Refused(source) => KernelError::Netlink { doing: doing.into(), source },
+        Failure::Io(source) => KernelError::Io { doing: doing.into(), source },
+    })?;
+    let body = answer.records.first().and_then(|record| record.body.get(HEADER..)).unwrap_or_default();
+    let id = NlasIterator::new(body).flatten().find(|nla| nla.kind() == GENERATION_ID);
+    id.and_then(|nla| nla.value().try_into().ok().map(u32::from_be_bytes)).ok_or_else(|| KernelError::Io {
+        doing: doing.into(),
+        source: std::io::Error::from(std::io::ErrorKind::InvalidData),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LISTING: &str = "table inet causeway {
+\tset senders {
+\t\ttype ipv4_addr
+\t\telements = { 192.0.2.1, 192.0.2.2,
+\t\t\t     192.0.2.3 }
+\t}
+
+\tset inner4 {
+\t\ttypeof ip saddr . @th,336,32
+\t\tflags interval
+\t}
+
+\tchain input {
+\t\tudp dport 4789 jump tunnel
+\t\tip6 saddr { ::, fe80::/10 } return
+\t}
+}
+";
+
+    #[test]
+    fn a_listing_is_read_by_set() {
+        let sets = sets(LISTING);
+        let names: Vec<_> = sets.keys().copied().collect();
+        assert_eq!(names, ["inner4", "senders"]);
+        assert_eq!(sets["senders"].len(), 3);
+        assert!(sets["inner4"].is_empty(), "a chain's own braces are no elements");
+    }
+
+    #[test]
+    fn elements_are_no_matter_of_chains() {
+        let fewer = LISTING.replace("192.0.2.1, 192.0.2.2,\n\t\t\t     192.0.2.3", "192.0.2.9");
+        assert_ne!(fewer, LISTING);
+        assert_eq!(chains(&fewer), chains(LISTING));
+        assert_ne!(chains(&LISTING.replace("4789", "4790")), chains(LISTING));
+        assert_ne!(chains(&LISTING.replace("fe80::/10", "fe81::/10")), chains(LISTING));
+    }
+
+    #[test]
+    fn differences_are_named() {
+        let senders = [1, 2, 4].map(|n| Element::Sender([192, 0, 2, n].into()));
+        let complaints = complaints(LISTING, &chains(LISTING), senders.iter());
+        assert_eq!(complaints, ["nft set senders lacked 1 elements and had 1 of others"]);
+    }
+}

@@ -1,0 +1,142 @@
+//! What is inside a pod's network namespace: addresses, routes, neighbours, settings of its interface.
+
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+
+use causeway_model::{Endpoint, Family, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, IpNetwork};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::{RouteMessage, RouteType};
+use nix::sched::{CloneFlags, setns};
+
+use crate::desired::single;
+use crate::error::KernelError;
+use crate::install::{family, install};
+use crate::netlink::Netlink;
+use crate::objects::{LinkState, MAIN_TABLE, Object, Route, Sysctl, Way};
+use crate::{observe, sysctl};
+
+/// Gives a pod's interface everything it needs to talk, and brings it up. What is right already is left alone, so that a
+/// pod can be configured again at any time. A default route through another interface of the pod is kept.
+pub fn configure(netns: BorrowedFd<'_>, interface: &str, endpoint: &Endpoint) -> Result<(), KernelError> {
+    inside(netns, || {
+        let mut netlink = Netlink::route()?;
+        for object in objects(&mut netlink, interface, endpoint)? {
+            install(&mut netlink, &object)?;
+        }
+        Ok(())
+    })
+}
+
+/// In what a pod's interface differs from what [`configure`] makes of it, in words; empty when in nothing.
+pub fn verify(
+    netns: BorrowedFd<'_>,
+    interface: &str,
+    endpoint: &Endpoint,
+) -> Result<Vec<String>, KernelError> {
+    inside(netns, || {
+        let mut netlink = Netlink::route()?;
+        let links = observe::links(&mut netlink)?;
+        if !links.contains_key(interface) {
+            return Ok(vec![format!("no interface {interface}")]);
+        }
+        let found = observe::objects(&mut netlink, &links, |name| name == interface)?;
+        let mut missing = Vec::new();
+        for object in objects(&mut netlink, interface, endpoint)? {
+            let right = match &object {
+                Object::Sysctl(setting) => sysctl::read(&setting.path)?.as_deref() == Some(setting.value),
+                other => found.contains(other),
+            };
+            if !right {
+                missing.push(format!("lacks {object}"));
+            }
+        }
+        Ok(missing)
+    })
+}
+
+/// Runs a function in another network namespace, on a thread of its own: a namespace belongs to a thread, and one that
+/// has been elsewhere is not used again.
+pub fn inside<T: Send>(
+    netns: BorrowedFd<'_>,
+    function: impl FnOnce() -> Result<T, KernelError> + Send,
+) -> Result<T, KernelError> {
+    let entered = || {
+        setns(netns, CloneFlags::CLONE_NEWNET).map_err(|errno| KernelError::Io {
+            doing: "entering the pod's network namespace".into(),
+            source: errno.into(),
+        })?;
+        function()
+    };
+    std::thread::scope(|scope| scope.spawn(entered).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Everything inside the pod, in the order of making.
+fn objects(netlink: &mut Netlink, interface: &str, endpoint: &Endpoint) -> Result<Vec<Object>, KernelError> {
+    let link = || interface.to_owned();
+    let mut objects = Vec::new();
+    if endpoint.address(Family::V6).is_some() {
+        // No duplicate address detection: an address is the pod's because we say so, and it must speak at once.
+        for (name, value) in
+            [("disable_ipv6", "0"), ("accept_dad", "0"), ("accept_ra", "0"), ("autoconf", "0")]
+        {
+            let path = format!("net/ipv6/conf/{interface}/{name}");
+            objects.push(Object::Sysctl(Sysctl { link: Some(link()), path, value }));
+        }
+    }
+    objects.push(Object::Link(LinkState { name: link(), mac: Some(endpoint.mac), mtu: endpoint.mtu }));
+    for address in endpoint.addresses.iter().copied() {
+        let gateway = match Family::of(address) {
+            Family::V4 => IpAddr::V4(GATEWAY_V4),
+            Family::V6 => IpAddr::V6(GATEWAY_V6),
+        };
+        objects.push(Object::Address { link: link(), address: single(address) });
+        objects.push(Object::Neighbour { link: link(), address: gateway, mac: GATEWAY_MAC });
+        if gateway.is_ipv4() {
+            objects.push(route(interface, single(gateway), None));
+        }
+        if !has_other_default(netlink, interface, address)? {
+            objects.push(route(interface, default(gateway), Some(gateway)));
+        }
+    }
+    Ok(objects)
+}
+
+fn route(interface: &str, to: IpNetwork, via: Option<IpAddr>) -> Object {
+    let way = Way::Link { link: interface.to_owned(), via };
+    Object::Route(Route {
+        table: MAIN_TABLE,
+        to,
+        metric: Route::default_metric(to),
+        way,
+        source: None,
+        mtu: None,
+    })
+}
+
+fn default(of: IpAddr) -> IpNetwork {
+    let any: IpNetwork = match of {
+        IpAddr::V4(_) => single([0; 4].into()),
+        IpAddr::V6(_) => single([0; 16].into()),
+    };
+    IpNetwork::new(any.ip(), 0).unwrap_or(any)
+}
+
+/// True when the pod has a default route through another interface: a pod with several networks keeps its first.
+fn has_other_default(netlink: &mut Netlink, interface: &str, address: IpAddr) -> Result<bool, KernelError> {
+    let own = crate::install::index(interface)?;
+    let mut question = RouteMessage::default();
+    question.header.address_family = family(address);
+    let records = netlink.dump(&RouteNetlinkMessage::GetRoute(question), "the pod's routes")?;
+    Ok(records.into_iter().any(|record| match record {
+        RouteNetlinkMessage::NewRoute(message)
+            if message.header.destination_prefix_length == 0 && message.header.kind == RouteType::Unicast =>
+        {
+            let route = observe::route(&message, |index| Some(index.to_string()));
+            route.is_some_and(|route| {
+                matches!(route.way, Way::Link { link, .. } if route.table == MAIN_TABLE && link != own.to_string())
+            })
+        }
+        _ => false,
+    }))
+}

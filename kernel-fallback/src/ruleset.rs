@@ -1,0 +1,236 @@
+//! The nft table as text: chains that never change after they are loaded, over sets that do.
+
+use std::fmt::Write;
+
+use causeway_model::{Count, DropReason, Family, IpNetwork, LinkName, Settings, TunnelOwner};
+
+use crate::desired::flatten;
+use crate::element::{Element, by_set};
+
+/// The name of our table.
+pub(crate) const TABLE: &str = "causeway";
+
+/// What the chains depend on; while it is the same, only elements change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ruleset {
+    vni: u32,
+    port: u16,
+    underlay: Family,
+    kernel_tunnel: bool,
+    pod_prefixes: Vec<IpNetwork>,
+}
+
+impl Ruleset {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self {
+            vni: settings.overlay.vni.into(),
+            port: settings.overlay.port,
+            underlay: settings.underlay_family(),
+            kernel_tunnel: settings.tunnel == TunnelOwner::Kernel,
+            pod_prefixes: flatten(settings.node.pod_prefixes.iter().copied()),
+        }
+    }
+
+    /// One transaction that puts the whole table in the place of whatever is there.
+    pub(crate) fn document<'a>(
+        &self,
+        elements: impl IntoIterator<Item = &'a Element>,
+        counted: impl Fn(DropReason) -> Count,
+    ) -> String {
+        let mut text = format!("add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
+        for reason in DropReason::ALL {
+            let Count { packets, bytes } = counted(*reason);
+            // `write!` to a string never fails; the same below.
+            let _ = writeln!(text, " counter {reason} {{ packets {packets} bytes {bytes}\n }}");
+        }
+        let mut elements = by_set(elements);
+        for (name, kind) in self.sets() {
+            let members = elements.remove(name).map(|texts| texts.join(", "));
+            let members = members.map(|texts| format!("  elements = {{ {texts} }}\n")).unwrap_or_default();
+            let _ = writeln!(text, " set {name} {{\n  {kind}\n{members} }}");
+        }
+        text.push_str(&self.guard_pods());
+        if self.kernel_tunnel {
+            text.push_str(&self.guard_tunnel());
+        }
+        text.push_str("}\n");
+        text
+    }
+
+    /// Every set and its type.
+    fn sets(&self) -> Vec<(&'static str, &'static str)> {
+        let mut sets = vec![
+            ("pod_links", "type ifname"),
+            ("pod_macs", "type ifname . ether_addr"),
+            ("pod_addresses4", "type ifname . ipv4_addr"),
+            ("pod_addresses6", "type ifname . ipv6_addr"),
+            ("endpoints4", "type ipv4_addr"),
+            ("endpoints6", "type ipv6_addr"),
+            ("nodes4", "type ipv4_addr"),
+            ("nodes6", "type ipv6_addr"),
+        ];
+        // The offsets are those of the inner source address behind the outer UDP header: UDP 8, VXLAN 8 and Ethernet 14
+        // bytes, then 12 bytes into IPv4 or 8 into IPv6.
+        if self.kernel_tunnel {
+            sets.push(("other_tunnels", "typeof @th,96,24"));
+            sets.extend(match self.underlay {
+                Family::V4 => [
+                    ("senders", "type ipv4_addr"),
+                    ("inner4", "typeof ip saddr . @th,336,32; flags interval"),
+                    ("inner6", "typeof ip saddr . @th,304,128; flags interval"),
+                ],
+                Family::V6 => [
+                    ("senders", "type ipv6_addr"),
+                    ("inner4", "typeof ip6 saddr . @th,336,32; flags interval"),
+                    ("inner6", "typeof ip6 saddr . @th,304,128; flags interval"),
+                ],
+            });
+        }
+        sets
+    }
+
+    /// What guards pods' links and pods' addresses. It runs before connection tracking, so that what is
+    /// refused leaves no trace there.
+    fn guard_pods(&self) -> String {
+        let port = self.port;
+        let pods = LinkName::POD_PREFIX;
+        let mut text = format!(
+            " chain prerouting {{\n  type filter hook prerouting priority -310; policy accept;\n  iifname \"{pods}*\" jump from_pod\n"
+        );
+        for prefix in &self.pod_prefixes {
+            let (header, set) = match prefix {
+                IpNetwork::V4(_) => ("ip", "endpoints4"),
+                IpNetwork::V6(_) => ("ip6", "endpoints6"),
+            };
+            let refuse = refuse(DropReason::NoSuchEndpoint);
+            let _ = writeln!(text, "  {header} daddr {prefix} {header} daddr != @{set} {refuse}");
+        }
+        let (no_port, mac, address, tunnel) = (
+            refuse(DropReason::NoSuchPort),
+            refuse(DropReason::SpoofedMac),
+            refuse(DropReason::SpoofedAddress),
+            refuse(DropReason::TunnelPortFromPod),
+        );
+        // Neighbour discovery, router solicitation and multicast listening speak from link-local addresses and from
+        // the unspecified one (RFC 4861 §4, RFC 3810 §5); none of it is ever forwarded.
+        let _ = write!(
+            text,
+            " }}
+ chain from_pod {{
+  iifname != @pod_links {no_port}
+  iifname . ether saddr != @pod_macs {mac}
+  meta nfproto ipv4 iifname . ip saddr != @pod_addresses4 {address}
+  meta nfproto ipv6 jump from_pod6
+  udp dport {port} ip daddr @nodes4 {tunnel}
+  udp dport {port} ip6 daddr @nodes6 {tunnel}
+  udp dport {port} fib daddr type local {tunnel}
+ }}
+ chain from_pod6 {{
+  ip6 saddr {{ fe80::/10, :: }} icmpv6 type {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld-listener-done, mld2-listener-report }} return
+  iifname . ip6 saddr != @pod_addresses6 {address}
+ }}
+"
+        );
+        text
+    }
+
+    /// What the tunnel lets in. A frame is judged whole, before the tunnel device opens it; a field that lies behind the end
+    /// of the packet matches nothing, so what is let in must match and everything else is refused.
+    fn guard_tunnel(&self) -> String {
+        let (port, vni) = (self.port, self.vni);
+        let (outer, other) = match self.underlay {
+            Family::V4 => ("ip", "ipv6"),
+            Family::V6 => ("ip6", "ipv4"),
+        };
+        let (fragment, malformed, no_flag, no_tunnel, checksum) = (
+            refuse(DropReason::OuterFragment),
+            refuse(DropReason::Malformed),
+            refuse(DropReason::VxlanWithoutVni),
+            DropReason::NoSuchTunnel,
+            refuse(DropReason::OuterChecksum),
+        );
+        let (sender, foreign, vlan, not_ip) = (
+            refuse(DropReason::UnknownSender),
+            refuse(DropReason::ForeignInnerSource),
+            refuse(DropReason::InnerVlan),
+            refuse(DropReason::InnerNotIp),
+        );
+        // Fragments are judged before they are put together again (-400). Only the first one shows its port; without it
+        // the others come to nothing.
+        // A network identifier that is nobody's here is counted and left to the kernel, which drops it: a device that was
+        // moved to another namespace keeps its socket in this one and cannot be seen from here.
+        format!(
+            " chain fragments {{
+  type filter hook prerouting priority -450; policy accept;
+  ip frag-off & 0x3fff != 0 udp dport {port} {fragment}
+  exthdr frag exists udp dport {port} {fragment}
+ }}
+ chain input {{
+  type filter hook input priority -310; policy accept;
+  udp dport {port} jump tunnel
+ }}
+ chain tunnel {{
+  udp length < 16 {malformed}
+  @th,64,8 & 0x08 == 0 {no_flag}
+  @th,96,24 @other_tunnels return
+  @th,96,24 != {vni} counter name \"{no_tunnel}\" return
+  meta nfproto {other} {sender}
+  {outer} saddr != @senders {sender}
+  udp length < 30 {malformed}
+  meta nfproto ipv6 udp checksum 0 {checksum}
+  @th,224,16 vmap {{ 0x0800 : goto inner4, 0x86dd : goto inner6, 0x8100 : goto inner_vlan, 0x88a8 : goto inner_vlan }}
+  {not_ip}
+ }}
+ chain inner_vlan {{
+  {vlan}
+ }}
+ chain inner4 {{
+  udp length < 50 {malformed}
+  {outer} saddr . @th,336,32 @inner4 return
+  {foreign}
+ }}
+ chain inner6 {{
+  udp length < 70 {malformed}
+  {outer} saddr . @th,304,128 @inner6 return
+  {foreign}
+ }}
+"
+        )
+    }
+}
+
+fn refuse(reason: DropReason) -> String {
+    format!("counter name \"{reason}\" drop")
+}
+
+/// One transaction that takes elements away and brings others.
+pub(crate) fn delta(gone: &[Element], new: &[Element]) -> String {
+    let mut text = String::new();
+    for (verb, elements) in [("delete", gone), ("add", new)] {
+        for (set, texts) in by_set(elements) {
+            let _ = writeln!(text, "{verb} element inet {TABLE} {set} {{ {} }}", texts.join(", "));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_of_elements_are_one_line_a_set() {
+        let new = [
+            Element::OtherTunnel(5),
+            Element::Endpoint([10, 0, 0, 3].into()),
+            Element::Endpoint([10, 0, 0, 4].into()),
+        ];
+        assert_eq!(
+            delta(&[Element::Sender([192, 0, 2, 1].into())], &new),
+            "delete element inet causeway senders { 192.0.2.1 }\n\
+             add element inet causeway endpoints4 { 10.0.0.3, 10.0.0.4 }\n\
+             add element inet causeway other_tunnels { 0x5 }\n"
+        );
+        assert_eq!(delta(&[], &[]), "");
+    }
+}
