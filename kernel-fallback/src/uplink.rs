@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
 
@@ -16,15 +17,15 @@ pub struct Uplink {
     pub name: String,
     /// Its MTU.
     pub mtu: u32,
-    /// Its addresses.
-    pub addresses: Vec<IpAddr>,
+    /// Its addresses with the lengths of their subnets.
+    pub addresses: Vec<IpNetwork>,
     /// It is up.
     pub up: bool,
 }
 
 /// The interface that has an address; none when none has it.
 pub fn find(address: IpAddr) -> Result<Option<Uplink>, KernelError> {
-    Ok(all()?.into_iter().find(|uplink| uplink.addresses.contains(&address)))
+    Ok(all()?.into_iter().find(|uplink| uplink.addresses.iter().any(|subnet| subnet.ip() == address)))
 }
 
 /// The interface of a name; none when there is none.
@@ -32,16 +33,17 @@ pub fn by_name(name: &str) -> Result<Option<Uplink>, KernelError> {
     Ok(all()?.into_iter().find(|uplink| uplink.name == name))
 }
 
-fn all() -> Result<Vec<Uplink>, KernelError> {
+/// Every interface.
+pub fn all() -> Result<Vec<Uplink>, KernelError> {
     let mut netlink = Netlink::route()?;
     let links = observe::links(&mut netlink)?;
     let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-    let addresses: Vec<(u32, IpAddr)> = netlink
+    let addresses: Vec<(u32, IpNetwork)> = netlink
         .dump(&question, "addresses")?
         .into_iter()
         .filter_map(|record| match record {
             RouteNetlinkMessage::NewAddress(message) => {
-                observe::address(&message).map(|address| (message.header.index, address.ip()))
+                observe::address(&message).map(|address| (message.header.index, address))
             }
             _ => None,
         })
