@@ -1,0 +1,54 @@
+//! ICMP errors. The packet that could not be forwarded becomes the answer in its own buffer, so that an answer never fails for want
+//! of one.
+
+use causeway_model::{DropReason, GATEWAY_MAC};
+use causeway_wire::reply::{
+    ICMPV4_ERROR_LIMIT, ICMPV6_ERROR_LIMIT, Icmpv4Error, Icmpv6Error, icmpv4_error, icmpv4_error_forbidden,
+    icmpv6_error, icmpv6_error_forbidden,
+};
+use causeway_wire::{EtherType, Ethernet};
+
+use crate::limit::ErrorLimits;
+use crate::send::{dispatch, mtu};
+use crate::world::World;
+use crate::{Buffer, Frame, Port};
+
+/// Makes a refused packet the answer to its sender, where there is one to give; false when there is none.
+#[cold]
+pub(crate) fn tell_sender<B: Buffer>(
+    frame: &mut Frame<B>,
+    reason: DropReason,
+    from: Port,
+    world: &World,
+    limits: &mut ErrorLimits,
+    now: u64,
+) -> bool {
+    let (v4, v6, bucket) = match reason {
+        DropReason::TooBig => {
+            let mtu = mtu(frame, world);
+            let v4 = Icmpv4Error::FragmentationNeeded { mtu: mtu as u16 };
+            (v4, Icmpv6Error::PacketTooBig { mtu: mtu as u32 }, &mut limits.too_big)
+        }
+        DropReason::HopLimit => (Icmpv4Error::TimeExceeded, Icmpv6Error::TimeExceeded, &mut limits.others),
+        _ => return false,
+    };
+    let Ok((ethernet, packet)) = Ethernet::split(frame.head()) else { return false };
+    let (link, ether_type) = (ethernet.destination(), ethernet.ether_type());
+    let forbidden = match ether_type {
+        EtherType::IPV4 => icmpv4_error_forbidden(link, packet),
+        _ => icmpv6_error_forbidden(v6, link, packet),
+    };
+    if forbidden || !bucket.take(now) {
+        return false;
+    }
+    let mut answer =
+        [0; if ICMPV4_ERROR_LIMIT > ICMPV6_ERROR_LIMIT { ICMPV4_ERROR_LIMIT } else { ICMPV6_ERROR_LIMIT }];
+    let len = match ether_type {
+        EtherType::IPV4 => icmpv4_error(v4, world.router.0, link, packet, &mut answer),
+        _ => icmpv6_error(v6, world.router.1, link, packet, &mut answer),
+    };
+    let Ok(len) = len else { return false };
+    frame.egress = from;
+    let ethernet = Ethernet::new(link, GATEWAY_MAC, ether_type);
+    frame.replace(ethernet, &answer[..len]).and_then(|()| dispatch(frame, world)).is_ok()
+}

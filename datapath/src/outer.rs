@@ -1,0 +1,201 @@
+//! The headers of the tunnel: prepared by the control path, copied and patched here.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use causeway_model::{DropReason, Overlay};
+use causeway_wire::checksum::{self, Sum};
+use causeway_wire::{EtherType, Ethernet, IpProtocol, Ipv4, Ipv6, MacAddr, TrafficClass, Udp, Vxlan};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::offload::Checksum;
+use crate::packet::Family;
+use crate::{Buffer, Frame, Port, entropy};
+
+/// What lies before an inner packet over an IPv4 underlay, up to the inner frame's EtherType.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct OuterV4 {
+    ethernet: Ethernet,
+    ip: Ipv4,
+    udp: Udp,
+    vxlan: Vxlan,
+    inner: Macs,
+}
+
+/// The same over an IPv6 underlay.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct OuterV6 {
+    ethernet: Ethernet,
+    ip: Ipv6,
+    udp: Udp,
+    vxlan: Vxlan,
+    inner: Macs,
+}
+
+/// The two addresses at the front of an Ethernet frame.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub(crate) struct Macs {
+    pub(crate) destination: MacAddr,
+    pub(crate) source: MacAddr,
+}
+
+impl Macs {
+    /// Writes them over a frame's own.
+    #[inline]
+    pub(crate) fn write<B: Buffer>(self, frame: &mut Frame<B>) -> Result<(), DropReason> {
+        let (place, _) = Self::mut_from_prefix(frame.head_mut()).map_err(|_| DropReason::Malformed)?;
+        *place = self;
+        Ok(())
+    }
+}
+
+/// A tunnel's headers, prepared or in a frame.
+pub(crate) trait Outer: FromBytes + IntoBytes + KnownLayout + Immutable + Unaligned + Copy {
+    /// Bytes that it puts before an inner frame.
+    const LEN: usize;
+
+    /// Fills in what differs from packet to packet, the UDP checksum left out; `len` is the inner frame's.
+    fn stamp(&mut self, len: u16, class: TrafficClass);
+
+    /// The UDP header.
+    fn udp(&mut self) -> &mut Udp;
+}
+
+/// Bytes of the UDP and VXLAN headers, which the UDP length counts.
+const UDP_VXLAN: u16 = (Udp::LEN + Vxlan::LEN) as u16;
+
+/// The longest inner frame whose outer lengths fit into their fields, over either underlay.
+pub(crate) const MAX_INNER: usize = u16::MAX as usize - Ipv4::LEN - UDP_VXLAN as usize;
+
+impl OuterV4 {
+    pub(crate) fn new(link: Macs, ends: (Ipv4Addr, Ipv4Addr), overlay: Overlay, inner: Macs) -> Self {
+        Self {
+            ethernet: Ethernet::new(link.destination, link.source, EtherType::IPV4),
+            ip: Ipv4::new(ends.0, ends.1, IpProtocol::UDP, 0),
+            udp: Udp::new(0, overlay.port, 0),
+            vxlan: Vxlan::new(overlay.vni),
+            inner,
+        }
+    }
+}
+
+impl Outer for OuterV4 {
+    const LEN: usize = Ethernet::LEN + Ipv4::LEN + Udp::LEN + Vxlan::LEN;
+
+    #[inline]
+    fn stamp(&mut self, len: u16, class: TrafficClass) {
+        let changing = |ip: &Ipv4| u32::from(ip.traffic_class().0) << 16 | u32::from(ip.total_length());
+        let old = changing(&self.ip);
+        self.ip.set_traffic_class(class);
+        self.ip.set_total_length(len + Ipv4::LEN as u16 + UDP_VXLAN);
+        self.ip.set_checksum(checksum::replace_u32(self.ip.checksum(), old, changing(&self.ip)));
+        self.udp.set_length(len + UDP_VXLAN);
+    }
+
+    #[inline]
+    fn udp(&mut self) -> &mut Udp {
+        &mut self.udp
+    }
+}
+
+impl OuterV6 {
+    pub(crate) fn new(link: Macs, ends: (Ipv6Addr, Ipv6Addr), overlay: Overlay, inner: Macs) -> Self {
+        Self {
+            ethernet: Ethernet::new(link.destination, link.source, EtherType::IPV6),
+            ip: Ipv6::new(ends.0, ends.1, IpProtocol::UDP, 0),
+            udp: Udp::new(0, overlay.port, 0),
+            vxlan: Vxlan::new(overlay.vni),
+            inner,
+        }
+    }
+}
+
+impl Outer for OuterV6 {
+    const LEN: usize = Ethernet::LEN + Ipv6::LEN + Udp::LEN + Vxlan::LEN;
+
+    #[inline]
+    fn stamp(&mut self, len: u16, class: TrafficClass) {
+        self.ip.set_traffic_class(class);
+        self.ip.set_payload_length(len + UDP_VXLAN);
+        self.udp.set_length(len + UDP_VXLAN);
+    }
+
+    #[inline]
+    fn udp(&mut self) -> &mut Udp {
+        &mut self.udp
+    }
+}
+
+/// Puts a prepared tunnel header in front of a frame.
+#[inline]
+pub(crate) fn encap<B: Buffer, O: Outer>(frame: &mut Frame<B>, template: &O) -> Result<(), DropReason> {
+    let inner = frame.head();
+    let (class, source) = (traffic_class(inner), entropy::source_port(inner));
+    let len = u16::try_from(frame.len()).ok().filter(|len| usize::from(*len) <= MAX_INNER);
+    let len = len.ok_or(DropReason::TooBig)?;
+    frame.push(O::LEN)?;
+    let (outer, _) = O::mut_from_prefix(frame.head_mut()).map_err(|_| DropReason::Malformed)?;
+    *outer = *template;
+    outer.stamp(len, class);
+    outer.udp().set_source(source);
+    frame.offload = frame.offload.pushed(O::LEN);
+    frame.outer = O::LEN as u8;
+    frame.egress = Port::Uplink;
+    if O::LEN == OuterV6::LEN { seal_v6(frame) } else { Ok(()) }
+}
+
+/// Makes a tunnel header that was copied from a longer frame fit the one it is in now.
+pub(crate) fn refit<B: Buffer>(frame: &mut Frame<B>) -> Result<(), DropReason> {
+    match frame.outer_len() {
+        OuterV4::LEN => refit_as::<B, OuterV4>(frame),
+        OuterV6::LEN => refit_as::<B, OuterV6>(frame).and_then(|()| seal_v6(frame)),
+        _ => Ok(()),
+    }
+}
+
+fn refit_as<B: Buffer, O: Outer>(frame: &mut Frame<B>) -> Result<(), DropReason> {
+    let len = (frame.len() - O::LEN) as u16;
+    let class = traffic_class(frame.head().get(O::LEN..).unwrap_or_default());
+    let (outer, _) = O::mut_from_prefix(frame.head_mut()).map_err(|_| DropReason::Malformed)?;
+    outer.stamp(len, class);
+    Ok(())
+}
+
+/// Computes the outer UDP checksum, which IPv6 demands (RFC 8200 §8.1). An inner checksum that is still partial will turn
+/// the bytes it covers into the complement of its pseudo header, so these need not be read. A frame that stands for several
+/// gets the pseudo header's sum: who cuts it computes the rest.
+fn seal_v6<B: Buffer>(frame: &mut Frame<B>) -> Result<(), DropReason> {
+    const UDP: usize = Ethernet::LEN + Ipv6::LEN;
+    let (outer, _) = OuterV6::mut_from_prefix(frame.head_mut()).map_err(|_| DropReason::Malformed)?;
+    outer.udp.set_checksum(0);
+    let (ip, len) = (outer.ip, u32::from(outer.udp.length()));
+    let pseudo = Sum::ipv6_pseudo(ip.source(), ip.destination(), IpProtocol::UDP, len);
+    let checksum = match frame.offload.checksum {
+        _ if frame.offload.gso.is_some() => pseudo.folded(),
+        Checksum::Partial { start, offset } => {
+            let (start, field) = (usize::from(start), usize::from(start) + usize::from(offset));
+            let head = frame.head();
+            let before = head.get(UDP..start).ok_or(DropReason::Malformed)?;
+            let partial = head.get(field..field + 2).ok_or(DropReason::Malformed)?;
+            let covered = !u16::from_be_bytes([partial[0], partial[1]]);
+            checksum::never_zero(pseudo.bytes(before).word(covered).checksum())
+        }
+        Checksum::Whole | Checksum::Verified => checksum::never_zero(frame.add_from(UDP, pseudo).checksum()),
+    };
+    let (outer, _) = OuterV6::mut_from_prefix(frame.head_mut()).map_err(|_| DropReason::Malformed)?;
+    outer.udp.set_checksum(checksum);
+    Ok(())
+}
+
+/// The traffic class of the packet in a frame.
+#[inline]
+fn traffic_class(head: &[u8]) -> TrafficClass {
+    let packet = head.get(Ethernet::LEN..).unwrap_or_default();
+    match Family::of(head) {
+        Some(Family::V4) => Ipv4::split_partial(packet).map(|(ip, _)| ip.traffic_class()),
+        _ => Ipv6::split_partial(packet).map(|(ip, _)| ip.traffic_class()),
+    }
+    .unwrap_or_default()
+}

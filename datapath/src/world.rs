@@ -1,0 +1,289 @@
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use causeway_model::{
+    Endpoint, Family, GATEWAY_V4, GATEWAY_V6, MacAddr, Node, NodeId, Overlay, Path, Settings, Snapshot,
+};
+use ipnetwork::IpNetwork;
+
+use crate::Slots;
+use crate::outer::{Macs, OuterV4, OuterV6};
+use crate::packet::Addresses;
+use crate::table::{Prefixes, Table};
+
+/// What the ports demand of frames that go out by them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Links {
+    /// The hardware address of the host port's kernel end.
+    pub host: MacAddr,
+    /// The hardware address tunnel frames come from.
+    pub source: MacAddr,
+    /// The hardware address tunnel frames go to.
+    pub next_hop: NextHop,
+}
+
+/// To which hardware address tunnel frames go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NextHop {
+    /// All to one: the kernel end of a host-routed uplink, or the router behind an uplink of ours.
+    Same(MacAddr),
+    /// Each tunnel address to its own; to one that is not in here nothing can be sent.
+    Each(BTreeMap<IpAddr, MacAddr>),
+}
+
+/// A state that the tables cannot hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorldError {
+    /// More peers than a table's entry can number.
+    TooManyPeers(usize),
+}
+
+impl fmt::Display for WorldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooManyPeers(peers) => write!(f, "{peers} peers are more than the fast path can number"),
+        }
+    }
+}
+
+impl Error for WorldError {}
+
+/// Whose an address is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Owner {
+    /// A pod of ours on the fast path.
+    Endpoint(u16),
+    /// A pod of this node on the kernel path.
+    KernelPod,
+    /// This node's own stack.
+    Node,
+    /// The gateway that pods see.
+    Gateway,
+    /// Nobody, in a prefix of this node's pods.
+    Nobody,
+    /// A pod, or nobody, behind a peer.
+    Peer(u16),
+    /// A peer's own stack.
+    PeerNode(u16),
+}
+
+/// A pod of ours.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pod {
+    pub(crate) v4: Option<u32>,
+    pub(crate) v6: Option<u128>,
+    pub(crate) mac: MacAddr,
+    pub(crate) mtu: u16,
+}
+
+/// A tunnel header in a cache line of its own; nothing while the next hop is not known.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub(crate) struct Template<O>(pub(crate) Option<O>);
+
+/// The tunnel headers of all peers.
+#[derive(Clone, Debug)]
+pub(crate) enum Templates {
+    V4(Box<[Template<OuterV4>]>),
+    V6(Box<[Template<OuterV6>]>),
+}
+
+/// Everything the packet program looks up: built by the control path from a snapshot, never changed, replaced whole.
+#[derive(Clone, Debug)]
+pub struct World {
+    pub(crate) overlay: Overlay,
+    pub(crate) tunnel_address: IpAddr,
+    pub(crate) pod_mtu: u16,
+    pub(crate) vtep_mac: MacAddr,
+    pub(crate) host_mac: MacAddr,
+    /// Who speaks when this node answers as a router.
+    pub(crate) router: (Ipv4Addr, Ipv6Addr),
+    pub(crate) templates: Templates,
+    owners_v4: Prefixes<u32, Owner>,
+    owners_v6: Prefixes<u128, Owner>,
+    senders_v4: Table<u32, u16>,
+    senders_v6: Table<u128, u16>,
+    pods: Box<[Option<Pod>]>,
+}
+
+impl World {
+    /// Builds the tables. Endpoints of the fast path that have no slot are left out: see [`Slots::take_up`].
+    pub fn new(snapshot: &Snapshot, slots: &Slots, links: &Links) -> Result<Self, WorldError> {
+        let settings = &snapshot.settings;
+        if snapshot.peers.len() > usize::from(u16::MAX) {
+            return Err(WorldError::TooManyPeers(snapshot.peers.len()));
+        }
+        let owners = owners(snapshot, slots);
+        let senders = senders(snapshot);
+        let host = |family| settings.node.overlay_host_address(family);
+        let router_v4 = host(Family::V4).and_then(v4).map_or(GATEWAY_V4, Ipv4Addr::from);
+        let router_v6 = host(Family::V6).and_then(v6).map_or(GATEWAY_V6, Ipv6Addr::from);
+        Ok(Self {
+            overlay: settings.overlay,
+            tunnel_address: settings.tunnel_address,
+            pod_mtu: settings.pod_mtu,
+            vtep_mac: settings.node.vtep_mac,
+            host_mac: links.host,
+            router: (router_v4, router_v6),
+            templates: templates(settings, &snapshot.peers, links),
+            owners_v4: Prefixes::new(&of_family(&owners, v4)),
+            owners_v6: Prefixes::new(&of_family(&owners, v6)),
+            senders_v4: Table::new(&whole(&of_family(&senders, v4))),
+            senders_v6: Table::new(&whole(&of_family(&senders, v6))),
+            pods: pods(snapshot, slots),
+        })
+    }
+
+    /// Whose a packet's source and destination are.
+    #[inline]
+    pub(crate) fn owners(&self, addresses: Addresses) -> (Option<Owner>, Option<Owner>) {
+        match addresses {
+            Addresses::V4 { source, destination } => {
+                (self.owners_v4.get(source), self.owners_v4.get(destination))
+            }
+            Addresses::V6 { source, destination } => {
+                (self.owners_v6.get(source), self.owners_v6.get(destination))
+            }
+        }
+    }
+
+    /// Whose a packet's destination is.
+    #[inline]
+    pub(crate) fn receiver(&self, addresses: Addresses) -> Option<Owner> {
+        match addresses {
+            Addresses::V4 { destination, .. } => self.owners_v4.get(destination),
+            Addresses::V6 { destination, .. } => self.owners_v6.get(destination),
+        }
+    }
+
+    /// The peer that sends tunnel frames from an underlay address.
+    #[inline]
+    pub(crate) fn sender(&self, addresses: Addresses) -> Option<u16> {
+        match addresses {
+            Addresses::V4 { source, .. } => self.senders_v4.get(source),
+            Addresses::V6 { source, .. } => self.senders_v6.get(source),
+        }
+    }
+
+    /// The pod in a slot.
+    #[inline]
+    pub(crate) fn pod(&self, slot: u16) -> Option<&Pod> {
+        self.pods.get(usize::from(slot))?.as_ref()
+    }
+}
+
+fn v4(address: IpAddr) -> Option<u32> {
+    match address {
+        IpAddr::V4(address) => Some(address.into()),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn v6(address: IpAddr) -> Option<u128> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(address.into()),
+    }
+}
+
+fn of_family<K, V: Copy>(entries: &[(IpNetwork, V)], family: fn(IpAddr) -> Option<K>) -> Vec<(K, u8, V)> {
+    let of_one =
+        |&(prefix, value): &(IpNetwork, V)| Some((family(prefix.network())?, prefix.prefix(), value));
+    entries.iter().filter_map(of_one).collect()
+}
+
+fn whole<K: Copy, V: Copy>(entries: &[(K, u8, V)]) -> Vec<(K, V)> {
+    entries.iter().map(|&(key, _, value)| (key, value)).collect()
+}
+
+/// Who owns which prefix. Of two that claim the same the first is believed, so what is certain comes first.
+fn owners(snapshot: &Snapshot, slots: &Slots) -> Vec<(IpNetwork, Owner)> {
+    let mut owners = vec![
+        (IpAddr::from(GATEWAY_V4).into(), Owner::Gateway),
+        (IpAddr::from(GATEWAY_V6).into(), Owner::Gateway),
+    ];
+    let own = &snapshot.settings.node;
+    owners.extend(stack(own).map(|address| (address, Owner::Node)));
+    for endpoint in snapshot.endpoints.values() {
+        let owner = match endpoint.path {
+            Path::Kernel => Some(Owner::KernelPod),
+            Path::Fast => slots.of(&endpoint.key).map(Owner::Endpoint),
+        };
+        owners.extend(endpoint.addresses.iter().filter_map(|address| Some(((*address).into(), owner?))));
+    }
+    owners.extend(own.pod_prefixes.iter().map(|prefix| (*prefix, Owner::Nobody)));
+    for (index, peer) in numbered(&snapshot.peers) {
+        owners.extend(stack(peer).map(|address| (address, Owner::PeerNode(index))));
+        owners.extend(peer.pod_prefixes.iter().map(|prefix| (*prefix, Owner::Peer(index))));
+    }
+    owners
+}
+
+/// The addresses of a node's own stack: those of the node, and the two that are reserved in its pod prefixes.
+fn stack(node: &Node) -> impl Iterator<Item = IpNetwork> + '_ {
+    let reserved = |family| [node.overlay_host_address(family), node.probe_address(family)];
+    let reserved = Family::BOTH.into_iter().flat_map(reserved).flatten();
+    node.underlay.iter().copied().chain(reserved).map(IpNetwork::from)
+}
+
+/// Who sends tunnel frames from which address.
+fn senders(snapshot: &Snapshot) -> Vec<(IpNetwork, u16)> {
+    let addresses = |(index, peer): (u16, &Node)| -> Vec<_> {
+        peer.underlay.iter().map(|address| ((*address).into(), index)).collect()
+    };
+    numbered(&snapshot.peers).flat_map(addresses).collect()
+}
+
+fn numbered(peers: &BTreeMap<NodeId, Node>) -> impl Iterator<Item = (u16, &Node)> {
+    (0..=u16::MAX).zip(peers.values())
+}
+
+fn pods(snapshot: &Snapshot, slots: &Slots) -> Box<[Option<Pod>]> {
+    let mut pods = vec![None; usize::from(slots.capacity())];
+    for endpoint in snapshot.endpoints.values().filter(|endpoint| endpoint.path == Path::Fast) {
+        if let Some(slot) = slots.of(&endpoint.key) {
+            pods[usize::from(slot)] = Some(pod(endpoint));
+        }
+    }
+    pods.into()
+}
+
+fn pod(endpoint: &Endpoint) -> Pod {
+    let address = |family| endpoint.address(family);
+    Pod {
+        v4: address(Family::V4).and_then(v4),
+        v6: address(Family::V6).and_then(v6),
+        mac: endpoint.mac,
+        mtu: endpoint.mtu,
+    }
+}
+
+fn templates(settings: &Settings, peers: &BTreeMap<NodeId, Node>, links: &Links) -> Templates {
+    let inner = |peer: &Node| Macs { destination: peer.vtep_mac, source: settings.node.vtep_mac };
+    let link = |to: IpAddr| {
+        let destination = match &links.next_hop {
+            NextHop::Same(mac) => Some(*mac),
+            NextHop::Each(macs) => macs.get(&to).copied(),
+        };
+        destination.map(|destination| Macs { destination, source: links.source })
+    };
+    let overlay = settings.overlay;
+    match settings.tunnel_address {
+        IpAddr::V4(own) => {
+            let template = |peer: &Node| {
+                let to: Ipv4Addr = peer.tunnel_address(Family::V4).and_then(v4)?.into();
+                Some(OuterV4::new(link(to.into())?, (own, to), overlay, inner(peer)))
+            };
+            Templates::V4(peers.values().map(|peer| Template(template(peer))).collect())
+        }
+        IpAddr::V6(own) => {
+            let template = |peer: &Node| {
+                let to: Ipv6Addr = peer.tunnel_address(Family::V6).and_then(v6)?.into();
+                Some(OuterV6::new(link(to.into())?, (own, to), overlay, inner(peer)))
+            };
+            Templates::V6(peers.values().map(|peer| Template(template(peer))).collect())
+        }
+    }
+}
