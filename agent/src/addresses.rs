@@ -190,7 +190,8 @@ impl Leases {
     }
 
     /// Whose an address is.
-    pub fn owner(&self, address: IpAddr) -> Option<&EndpointKey> {
+    #[cfg(test)]
+    pub(crate) fn owner(&self, address: IpAddr) -> Option<&EndpointKey> {
         self.owners.get(&address)
     }
 

@@ -34,7 +34,8 @@ async fn page<T: serde::Serialize + Send + 'static>(
 
 /// 200 when this agent serves, else 503 and what it waits for.
 async fn health(State(engine): State<Arc<Engine>>) -> Response {
-    let waiting = spawn_blocking(move || engine.waiting_for()).await.unwrap_or_else(|panic| vec![panic.to_string()]);
+    let waiting =
+        spawn_blocking(move || engine.waiting_for()).await.unwrap_or_else(|panic| vec![panic.to_string()]);
     let code = if waiting.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(json!({ "serving": waiting.is_empty(), "waiting_for": waiting }))).into_response()
 }

@@ -13,6 +13,8 @@ use causeway_model::{FrameError, read_frame, write_frame};
 use causeway_socket::{SocketError, make_way};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::descriptors::receive;
@@ -31,7 +33,9 @@ pub(crate) fn listen(path: &Path) -> Result<UnixListener, Error> {
     make_way(path, rustix::net::SocketType::STREAM).map_err(|error| match error {
         SocketError::Taken(_) => taken(path, "another process listens there"),
         SocketError::NotASocket(_) => taken(path, "it is something else than a socket"),
-        other => Error::Io { doing: format!("making way for {}", path.display()), source: io::Error::other(other) },
+        other => {
+            Error::Io { doing: format!("making way for {}", path.display()), source: io::Error::other(other) }
+        }
     })?;
     let listener = UnixListener::bind(path).map_err(Error::io(format!("listening at {}", path.display())))?;
     let only_root = fs::Permissions::from_mode(0o600);
@@ -43,18 +47,31 @@ fn taken(path: &Path, why: &str) -> Error {
     Error::Taken { what: format!("socket {}", path.display()), why: why.to_owned() }
 }
 
-/// Serves until the task is dropped.
-pub(crate) async fn serve(listener: UnixListener, path: PathBuf, handler: Arc<Handler>) {
+/// Serves until told to stop, and whoever has been let in to the end.
+pub(crate) async fn serve(
+    listener: UnixListener,
+    path: PathBuf,
+    handler: Arc<Handler>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut conversations = JoinSet::new();
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(converse(stream, handler.clone()))),
-            Err(error) => {
-                tracing::warn!("accepting on {}: {error}", path.display());
-                // Out of descriptors, most likely: others need time to give some back.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => drop(conversations.spawn(converse(stream, handler.clone()))),
+                Err(error) => {
+                    tracing::warn!("accepting on {}: {error}", path.display());
+                    // Out of descriptors, most likely: others need time to give some back.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            // Taken out as they end, for a set keeps what has ended.
+            Some(_) = conversations.join_next() => {}
+            _ = async { drop(stop.wait_for(|stop| *stop).await) } => break,
         }
     }
+    drop(listener);
+    while conversations.join_next().await.is_some() {}
 }
 
 async fn converse(stream: UnixStream, handler: Arc<Handler>) {
@@ -124,3 +141,6 @@ async fn say(stream: &mut UnixStream, reply: &Reply) -> Result<(), FrameError> {
 fn refused(why: String) -> FrameError {
     FrameError::Io(io::Error::other(why))
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,11 +2,13 @@
 
 use std::os::fd::BorrowedFd;
 
+use causeway_kernel_fallback::KernelDataplane;
 use causeway_model::{
     Counters, Dataplane, DataplaneError, Endpoint, EndpointKey, Path, PortKind, TunnelOwner, Update,
 };
 
 use crate::config::PathWish;
+use crate::store::Netns;
 
 /// Which data path this node has and why. Made once: who holds the tunnel does not change while the agent runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,26 +68,58 @@ pub(crate) fn port_of(path: Path) -> PortKind {
     }
 }
 
+/// A data path and what the agent asks of one beyond the promise.
+pub(crate) trait Driver: Dataplane {
+    /// What it does less well than it could, and why.
+    fn limits(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Tells where an endpoint of before a restart lives, so that its link can be made again when somebody deletes it.
+    fn remember(&mut self, _endpoint: &EndpointKey, _netns: &Netns) {}
+}
+
+impl Driver for KernelDataplane {
+    fn limits(&self) -> Vec<String> {
+        Self::limits(self)
+    }
+
+    fn remember(&mut self, endpoint: &EndpointKey, netns: &Netns) {
+        self.remember_netns(endpoint, netns.path.as_ref(), netns.device, netns.inode);
+    }
+}
+
 /// The node's data paths as one. Both take the same desired state; each endpoint hangs on one of them.
 pub(crate) struct Drivers {
     /// The kernel's, on every node.
-    pub kernel: Box<dyn Dataplane>,
+    pub kernel: Box<dyn Driver>,
     /// The fast path's, where the node has one.
-    pub fast: Option<Box<dyn Dataplane>>,
+    pub fast: Option<Box<dyn Driver>>,
 }
 
 impl Drivers {
-    fn each(&mut self) -> impl Iterator<Item = &mut Box<dyn Dataplane>> {
+    fn each(&mut self) -> impl Iterator<Item = &mut Box<dyn Driver>> {
         std::iter::once(&mut self.kernel).chain(&mut self.fast)
     }
 
-    fn of(&mut self, path: Path) -> Result<&mut Box<dyn Dataplane>, DataplaneError> {
+    fn of(&mut self, path: Path) -> Result<&mut Box<dyn Driver>, DataplaneError> {
         match path {
             Path::Kernel => Ok(&mut self.kernel),
-            Path::Fast => {
-                self.fast.as_mut().ok_or_else(|| DataplaneError::Unavailable("there is no fast path".to_owned()))
-            }
+            Path::Fast => self
+                .fast
+                .as_mut()
+                .ok_or_else(|| DataplaneError::Unavailable("there is no fast path".to_owned())),
         }
+    }
+}
+
+impl Driver for Drivers {
+    fn limits(&self) -> Vec<String> {
+        std::iter::once(&self.kernel).chain(&self.fast).flat_map(|driver| driver.limits()).collect()
+    }
+
+    fn remember(&mut self, endpoint: &EndpointKey, netns: &Netns) {
+        self.each().for_each(|driver| driver.remember(endpoint, netns));
     }
 }
 
@@ -170,6 +204,9 @@ mod tests {
         let fast = PathChoice::of(PathWish::Auto, PathWish::Auto, Ok(()));
         assert_eq!(fast.for_pod(Ok(None)).0, Path::Fast);
         assert_eq!(fast.for_pod(Ok(Some(PathWish::Kernel))).0, Path::Kernel);
-        assert_eq!(fast.for_pod(Err("annotation causeway.dev/path: \"fats\" is no data path".into())).0, Path::Fast);
+        assert_eq!(
+            fast.for_pod(Err("annotation causeway.dev/path: \"fats\" is no data path".into())).0,
+            Path::Fast
+        );
     }
 }

@@ -19,7 +19,7 @@ use std::time::{Instant, SystemTime};
 use causeway_model::{Dataplane, DataplaneError, Delta, EndpointKey, Snapshot, Update};
 
 use crate::config::Config;
-use crate::datapath::{Drivers, PathChoice};
+use crate::datapath::{Driver, Drivers, PathChoice};
 use crate::desired::{Desired, Given, Link, desired};
 use crate::error::{Error, chain};
 use crate::machine::Machine;
@@ -48,8 +48,6 @@ pub(crate) struct Parts {
     pub links: Box<LinkReader>,
     /// The machine itself.
     pub machine: Machine,
-    /// What this node does less well than it could, asked anew each time.
-    pub limits: Box<dyn Fn() -> Vec<String> + Send>,
 }
 
 /// The engine: share it, every method takes the lock for itself.
@@ -96,6 +94,9 @@ impl Engine {
         };
         core.release_the_dead();
         core.replay_tombstones();
+        for (key, record) in core.parts.store.records() {
+            core.parts.drivers.remember(key, &record.netns);
+        }
         Self { core: Mutex::new(core), changed: Condvar::new() }
     }
 
@@ -229,7 +230,9 @@ impl Core {
 
     /// Gives a data path that missed something its whole state again.
     fn trust(&mut self) -> Result<(), Error> {
-        if !self.in_force && let Some(desired) = self.desired.clone() {
+        if !self.in_force
+            && let Some(desired) = self.desired.clone()
+        {
             self.bring(desired)?;
         }
         Ok(())

@@ -54,6 +54,9 @@ pub enum Error {
         /// By what.
         why: String,
     },
+    /// The uplink that was configured is not there.
+    #[error("uplink: this machine has no interface {0}")]
+    NoUplink(String),
     /// No address could be given.
     #[error(transparent)]
     Address(#[from] AddressError),
@@ -101,13 +104,13 @@ impl Error {
             Self::Io { .. } | Self::Store { .. } | Self::Damaged { .. } => Failure::IO,
             Self::AnotherAgent { .. } | Self::Taken { .. } | Self::NotReady(_) | Self::Busy => {
                 Failure::TRY_AGAIN
-            },
+            }
             Self::Address(error) => error.code(),
             Self::Exists(_) => Failure::EXISTS,
             Self::Namespace { .. } => Failure::INVALID_ENVIRONMENT,
             Self::BadRequest(_) => Failure::INVALID_CONFIG,
             Self::Protocol(_) => Failure::INCOMPATIBLE_VERSION,
-            Self::Dataplane(_) => Failure::DATAPATH,
+            Self::Dataplane(_) | Self::NoUplink(_) => Failure::DATAPATH,
             Self::Several(errors) => errors.first().map_or(Failure::DATAPATH, |error| error.failure().code),
         };
         Failure::new(code, chain(self))

@@ -13,7 +13,11 @@ mod error;
 pub mod identity;
 mod machine;
 mod metrics;
+mod run;
 pub mod sources;
 mod store;
+mod uninstall;
 
 pub use error::Error;
+pub use run::run;
+pub use uninstall::uninstall;

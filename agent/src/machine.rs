@@ -28,11 +28,9 @@ impl Machine {
     pub(crate) fn look() -> Result<Self, Error> {
         const BOOT: &str = "/proc/sys/kernel/random/boot_id";
         let boot = fs::read_to_string(BOOT).map_err(Error::io(format!("reading {BOOT}")))?;
-        let mut own = Vec::new();
-        for path in ["/proc/self/ns/net", "/proc/1/ns/net"] {
-            let metadata = fs::metadata(path).map_err(Error::io(format!("looking at {path}")))?;
-            own.push((metadata.dev(), metadata.ino()));
-        }
+        // The first process may be out of sight, in a container; then a pod cannot be given its namespace either.
+        let seen = ["/proc/self/ns/net", "/proc/1/ns/net"].into_iter().filter_map(|path| fs::metadata(path).ok());
+        let own: Vec<_> = seen.map(|metadata| (metadata.dev(), metadata.ino())).collect();
         Ok(Self { boot: boot.trim().to_owned(), own })
     }
 

@@ -92,7 +92,11 @@ fn describe_node(registry: &mut Registry, status: &Status) {
         ("path", status.path.path.to_string()),
         ("tunnel", format!("{:?}", status.path.tunnel).to_lowercase()),
     ];
-    registry.register("path", "The data path of new endpoints: asked for, given, and who has the tunnel", Info::new(path));
+    registry.register(
+        "path",
+        "The data path of new endpoints: asked for, given, and who has the tunnel",
+        Info::new(path),
+    );
     let peers = Family::<Labels, Gauge>::default();
     for peer in &status.peers {
         peers.get_or_create(&vec![("cluster", peer.id.cluster.to_string())]).inc();
@@ -104,7 +108,11 @@ fn describe_node(registry: &mut Registry, status: &Status) {
         endpoints.get_or_create(&vec![("path", path.to_string())]).set(to_gauge(count));
     }
     registry.register("endpoints", "Endpoints of this node by data path", endpoints);
-    registry.register("serving", "Whether this agent serves", gauge(i64::from(status.waiting_for.is_empty())));
+    registry.register(
+        "serving",
+        "Whether this agent serves",
+        gauge(i64::from(status.waiting_for.is_empty())),
+    );
     let help = "What is wrong and not fatal; the status page names it";
     registry.register("problems", help, gauge(to_gauge(status.problems.len())));
 }

@@ -20,7 +20,9 @@ use crate::error::Error;
 /// The version of every record written here; records of the next one are read too, by ignoring what they add.
 const VERSION: u32 = 1;
 /// The store's file in the state directory.
-const FILE: &str = "endpoints.redb";
+const FILE: &str = "agent.redb";
+/// All files the store may leave there.
+pub(crate) const FILES: [&str; 2] = [FILE, "agent.redb.new"];
 /// Far more than a thousand endpoints take.
 const CACHE_BYTES: usize = 8 << 20;
 

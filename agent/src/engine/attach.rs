@@ -3,6 +3,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
+use causeway_kernel_fallback::HOST_END_MTU;
 use causeway_model::plugin::{self, Attachment, PodAddress, Reply, Request, Verb};
 use causeway_model::{
     Dataplane, Endpoint, EndpointKey, Family, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Identity, IpNetwork,
@@ -11,15 +12,13 @@ use causeway_model::{
 
 use super::{Core, Engine};
 use crate::addresses::{Grant, Pool, Wanted};
-use crate::datapath::port_of;
+use crate::datapath::{Driver, port_of};
 use crate::error::Error;
 use crate::sources::PodObject;
 use crate::store::{Netns, Record};
 
 /// How long an ADD waits for its pod's object, and for the world: the runtime may be faster than the news.
 const WAIT: Duration = Duration::from_secs(2);
-/// The MTU of the node's end of a veth: it takes what the pod should not have sent, in order to say so.
-const VETH_HOST_MTU: u16 = u16::MAX;
 
 impl Engine {
     /// Answers a request. Work that has not begun by `until` is not begun at all: nobody waits for it any more.
@@ -28,8 +27,8 @@ impl Engine {
             _ if !(1..=plugin::VERSION + 1).contains(&request.version) => {
                 Err(Error::Protocol(request.version))
             }
-            Verb::Add => self.add(request, netns, until).map(Reply::Attached),
-            Verb::Del => self.del(&request.key, until).map(|()| Reply::Done),
+            Verb::Add => self.serve_add(request, netns, until).map(Reply::Attached),
+            Verb::Del => self.serve_del(&request.key, until).map(|()| Reply::Done),
         };
         done.unwrap_or_else(|error| {
             let failure = error.failure();
@@ -38,7 +37,12 @@ impl Engine {
         })
     }
 
-    fn add(&self, request: &Request, netns: Option<OwnedFd>, until: Instant) -> Result<Attachment, Error> {
+    fn serve_add(
+        &self,
+        request: &Request,
+        netns: Option<OwnedFd>,
+        until: Instant,
+    ) -> Result<Attachment, Error> {
         let mut core = self.lock();
         in_time(until)?;
         let (netns, place) = core.parts.machine.pod_namespace(&request.netns, netns)?;
@@ -51,7 +55,7 @@ impl Engine {
         core.attach(request, netns.as_fd(), place)
     }
 
-    fn del(&self, key: &EndpointKey, until: Instant) -> Result<(), Error> {
+    fn serve_del(&self, key: &EndpointKey, until: Instant) -> Result<(), Error> {
         let mut core = self.lock();
         in_time(until)?;
         core.release(key)
@@ -120,13 +124,14 @@ impl Core {
         let world = self.world.clone().unwrap_or_default();
         let endpoint = self.roster.admit(endpoint, &world);
         let boot = self.parts.machine.boot.clone();
-        let record = Record { endpoint: endpoint.clone(), netns: place, boot };
+        let record = Record { endpoint: endpoint.clone(), netns: place.clone(), boot };
         if let Err(error) = self.parts.store.insert(record, &grant) {
             self.roster.dismiss(&endpoint.key);
             return Err(error);
         }
         match self.plug(&endpoint, netns) {
             Ok(()) => {
+                self.parts.drivers.remember(&endpoint.key, &place);
                 tracing::info!("attached {} by the {} path", endpoint.key, endpoint.path);
                 Ok(attachment(&endpoint))
             }
@@ -183,8 +188,9 @@ impl Core {
 fn configured_labels(request: &Request) -> Result<BTreeMap<String, String>, Error> {
     let labels = request.config.get("causeway").and_then(|ours| ours.get("labels"));
     let Some(labels) = labels else { return Ok(BTreeMap::new()) };
-    serde_json::from_value(labels.clone())
-        .map_err(|error| Error::BadRequest(format!("causeway.labels of network {}: {error}", request.key.network)))
+    serde_json::from_value(labels.clone()).map_err(|error| {
+        Error::BadRequest(format!("causeway.labels of network {}: {error}", request.key.network))
+    })
 }
 
 fn attachment(endpoint: &Endpoint) -> Attachment {
@@ -198,7 +204,7 @@ fn attachment(endpoint: &Endpoint) -> Attachment {
     Attachment {
         host_interface: veth.then(|| endpoint.key.link_name().to_string()),
         host_mac: GATEWAY_MAC,
-        host_mtu: veth.then_some(VETH_HOST_MTU),
+        host_mtu: veth.then_some(HOST_END_MTU),
         mac: endpoint.mac,
         mtu: endpoint.mtu,
         addresses: addresses.collect(),

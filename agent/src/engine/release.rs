@@ -34,7 +34,8 @@ impl Core {
     /// Carries out the deletions that the plugin could not tell us of.
     pub(super) fn replay_tombstones(&mut self) {
         let directory = self.parts.config.tombstones.clone();
-        let told = list(&directory).map(|files| files.into_iter().filter_map(|file| self.replay(&file).err()));
+        let told =
+            list(&directory).map(|files| files.into_iter().filter_map(|file| self.replay(&file).err()));
         let done = match told.map(|failures| failures.collect::<Vec<_>>()) {
             Err(error) => Err(chain(&error)),
             Ok(failures) if failures.is_empty() => Ok(()),
@@ -56,9 +57,12 @@ impl Core {
     /// may say that a pod is gone.
     pub(super) fn release_the_dead(&mut self) {
         let machine = &self.parts.machine;
-        let dead = self.parts.store.records().iter().filter(|(_, record)| {
-            record.boot != machine.boot && !machine.is_there(&record.netns)
-        });
+        let dead = self
+            .parts
+            .store
+            .records()
+            .iter()
+            .filter(|(_, record)| record.boot != machine.boot && !machine.is_there(&record.netns));
         for key in dead.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
             tracing::info!("{key} did not live through the reboot");
             let done = self.release(&key).map_err(|error| chain(&error));

@@ -7,6 +7,7 @@ use causeway_model::operator::{
 use causeway_model::{Counters, Dataplane};
 
 use super::{Core, Engine};
+use crate::datapath::Driver;
 use crate::error::chain;
 
 /// What the agent knows of itself that is not for the operator's page alone.
@@ -93,7 +94,7 @@ impl Core {
                 age_seconds: self.read.map(|(read, _)| read.elapsed().as_secs()),
             },
             problems: self.refused.iter().cloned().chain(troubles).collect(),
-            limits: (self.parts.limits)(),
+            limits: self.parts.drivers.limits(),
         }
     }
 

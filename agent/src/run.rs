@@ -1,0 +1,241 @@
+//! The agent from its first breath to its last: what it claims, what it starts, how it stops.
+
+use std::fs;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use causeway_kernel_fallback::watch::{Stop, Watcher, Woken};
+use causeway_kernel_fallback::{KernelDataplane, KernelOptions, uplink};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::{JoinSet, spawn_blocking};
+
+use crate::claim::Claim;
+use crate::cni_server::{self, Handler};
+use crate::config::{Config, KernelFeature};
+use crate::datapath::{Drivers, PathChoice};
+use crate::desired::Link;
+use crate::engine::{Engine, Parts};
+use crate::error::{Error, chain};
+use crate::machine::Machine;
+use crate::metrics::CniMeter;
+use crate::sources::{ManifestSource, ManifestWatch};
+use crate::store::Store;
+use crate::{api, metrics};
+
+/// How often the node is looked at although nothing was noticed.
+const MEND: Duration = Duration::from_secs(4);
+/// How soon it is looked at again: our own changes are noticed too, and a burst of them needs one look.
+const MEND_PAUSE: Duration = Duration::from_millis(500);
+/// How often the source is read when the kernel gives no word of its changes.
+const POLL: Duration = Duration::from_secs(5);
+/// How long what is under way may take to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs the agent until it is told to stop. The data path stays as it is then.
+pub fn run(config: Config, release: &str) -> Result<(), Error> {
+    let starting = Error::io("starting the runtime of the sockets");
+    let runtime =
+        runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(starting)?;
+    let done = runtime.block_on(live(config, release.to_owned()));
+    runtime.shutdown_timeout(GRACE);
+    done
+}
+
+/// Where the kernel path remembers what settings were before they were ours.
+pub(crate) fn sysctl_record(config: &Config) -> PathBuf {
+    config.state.join("sysctls.json")
+}
+
+/// All that is opened before anything is done, so that what is taken or missing is said first.
+struct Sockets {
+    cni: UnixListener,
+    api: UnixListener,
+    metrics: Option<TcpListener>,
+}
+
+async fn live(config: Config, release: String) -> Result<(), Error> {
+    let claim = Claim::of(&config.state)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("listening for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::io("listening for SIGINT"))?;
+    make_directories(&config)?;
+    require_uplink(&config)?;
+    let store = Store::open(&config.state)?;
+    let sockets = Sockets::open(&config).await?;
+    let choice = choose(&config);
+    tracing::info!("causeway agent {release}, node {}: {} path, {}", config.node, choice.path, choice.reason);
+
+    let source = ManifestSource::new(&config.manifests);
+    let parts = parts(config.clone(), release, store, choice, source.what())?;
+    let started = spawn_blocking(move || Arc::new(Engine::new(parts))).await;
+    let engine = started.unwrap_or_else(|panic| unreachable!("taking up the store: {panic}"));
+    let (stop, stopped) = watch::channel(false);
+    let meter = CniMeter::new();
+    let handler = handler(engine.clone(), meter.clone());
+    let cni = tokio::spawn(cni_server::serve(sockets.cni, config.cni_socket.clone(), handler, stopped));
+    let mut pages = JoinSet::new();
+    pages.spawn(read_source(source, engine.clone()));
+    pages.spawn(report_end(
+        "the operator's API",
+        axum::serve(sockets.api, api::router(engine.clone())).into_future(),
+    ));
+    if let Some(listener) = sockets.metrics {
+        let router = metrics::router(engine.clone(), meter);
+        pages.spawn(report_end("the metrics page", axum::serve(listener, router).into_future()));
+    }
+    pages.spawn(report_end("the claim on this node", claim.answer()));
+    let (mender, mending) = spawn_mender(engine)?;
+
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("stopping on SIGTERM; the data path stays"),
+        _ = interrupt.recv() => tracing::info!("stopping on SIGINT; the data path stays"),
+    }
+    // Its only reader may have gone; then it needs no telling.
+    stop.send_replace(true);
+    mending.stop();
+    if tokio::time::timeout(GRACE, cni).await.is_err() {
+        tracing::warn!("requests of the plugin were still under way after {GRACE:?}");
+    }
+    drop(spawn_blocking(move || mender.join()).await);
+    pages.shutdown().await;
+    for socket in [&config.cni_socket, &config.api_socket] {
+        drop(fs::remove_file(socket));
+    }
+    Ok(())
+}
+
+fn make_directories(config: &Config) -> Result<(), Error> {
+    let of = |socket: &PathBuf| socket.parent().unwrap_or(Path::new("/")).to_owned();
+    let directories =
+        [config.run.clone(), config.tombstones.clone(), of(&config.cni_socket), of(&config.api_socket)];
+    for directory in directories {
+        fs::create_dir_all(&directory).map_err(Error::io(format!("making {}", directory.display())))?;
+    }
+    Ok(())
+}
+
+/// An uplink that was named and is not there is a mistake; one that has no address yet is waited for.
+fn require_uplink(config: &Config) -> Result<(), Error> {
+    let Some(name) = &config.uplink else { return Ok(()) };
+    let found = uplink::by_name(name).map_err(|error| Error::Dataplane(error.into()))?;
+    found.map(drop).ok_or_else(|| Error::NoUplink(name.clone()))
+}
+
+impl Sockets {
+    async fn open(config: &Config) -> Result<Self, Error> {
+        let metrics = match config.metrics {
+            None => None,
+            Some(address) => Some(TcpListener::bind(address).await.map_err(|error| match error.kind() {
+                std::io::ErrorKind::AddrInUse => Error::Taken {
+                    what: format!("metrics: TCP port {address}"),
+                    why: "another process listens there".to_owned(),
+                },
+                _ => Error::io(format!("metrics: listening at {address}"))(error),
+            })?),
+        };
+        let cni = cni_server::listen(&config.cni_socket)?;
+        Ok(Self { cni, api: cni_server::listen(&config.api_socket)?, metrics })
+    }
+}
+
+fn choose(config: &Config) -> PathChoice {
+    // The seam of the fast path: its driver goes into `Drivers::fast`, and why there is none is said here.
+    PathChoice::of(config.datapath, config.default_path, Err("this build has no fast-path driver yet"))
+}
+
+fn parts(
+    config: Config,
+    release: String,
+    store: Store,
+    choice: PathChoice,
+    source: String,
+) -> Result<Parts, Error> {
+    let kernel = KernelDataplane::new(KernelOptions {
+        state: sysctl_record(&config),
+        mask_reserved_bits: config.mask.contains(&KernelFeature::VxlanReservedBits),
+    });
+    let kernel = Box::new(kernel.map_err(|error| Error::Dataplane(error.into()))?);
+    Ok(Parts {
+        release,
+        config,
+        source,
+        store,
+        drivers: Drivers { kernel, fast: None },
+        choice,
+        links: Box::new(read_links),
+        machine: Machine::look()?,
+    })
+}
+
+fn read_links() -> Result<Vec<Link>, String> {
+    let links = uplink::all().map_err(|error| chain(&error))?.into_iter();
+    Ok(links.map(|link| Link { name: link.name, mtu: link.mtu, addresses: link.addresses }).collect())
+}
+
+fn handler(engine: Arc<Engine>, meter: CniMeter) -> Arc<Handler> {
+    Arc::new(move |request, netns, until| {
+        let began = Instant::now();
+        let reply = engine.answer(&request, netns, until);
+        meter.count(request.verb, &reply, began.elapsed());
+        reply
+    })
+}
+
+/// Reads the source now, and whenever there is word of changes.
+async fn read_source(source: ManifestSource, engine: Arc<Engine>) {
+    let watch = ManifestWatch::new(source.dir());
+    let watch = watch.inspect_err(|error| tracing::warn!("{}; reading it every {POLL:?}", chain(error))).ok();
+    let mut changes = watch.as_ref().map(ManifestWatch::changes);
+    let source = Arc::new(Mutex::new(source));
+    loop {
+        let (source, engine) = (source.clone(), engine.clone());
+        let reading = spawn_blocking(move || {
+            let news = source.lock().unwrap_or_else(PoisonError::into_inner).read();
+            engine.hear(news.map_err(|error| chain(&error)));
+        });
+        if let Err(panic) = reading.await {
+            tracing::error!("reading the source: {panic}");
+        }
+        let told = match &mut changes {
+            Some(changes) => changes.changed().await.is_ok(),
+            None => false,
+        };
+        if !told {
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+async fn report_end(what: &str, task: impl Future<Output = std::io::Result<()>>) {
+    if let Err(error) = task.await {
+        tracing::error!("{what} has ended: {error}");
+    }
+}
+
+/// Looks after the node on a thread of its own: at every change that the kernel tells, and now and then.
+fn spawn_mender(engine: Arc<Engine>) -> Result<(thread::JoinHandle<()>, Stop), Error> {
+    let watcher = Watcher::new().map_err(|error| Error::Dataplane(error.into()))?;
+    let stop = watcher.stop();
+    let thread = thread::Builder::new().name("mender".into()).spawn(move || mend(&engine, &watcher));
+    Ok((thread.map_err(Error::io("starting the mender's thread"))?, stop))
+}
+
+fn mend(engine: &Engine, watcher: &Watcher) {
+    loop {
+        match watcher.wait(MEND) {
+            Ok(Woken::Stopped) => return,
+            Ok(Woken::Changed | Woken::TimedOut) => {}
+            Err(error) => {
+                tracing::warn!("{}", chain(&error));
+                thread::sleep(MEND);
+            }
+        }
+        engine.mend();
+        thread::sleep(MEND_PAUSE);
+    }
+}

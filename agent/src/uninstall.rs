@@ -1,0 +1,55 @@
+//! Taking everything of ours away from a node on which no agent runs.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use causeway_kernel_fallback::KernelDataplane;
+
+use crate::claim::Claim;
+use crate::config::Config;
+use crate::error::Error;
+use crate::run::sysctl_record;
+use crate::store;
+
+/// Removes every kernel object of ours and gives kernel settings back what they were, then removes the sockets; the store of
+/// endpoints and leases only when `purge` says so. Refuses while an agent runs. Goes on past failures and tells all.
+pub fn uninstall(config: &Config, purge: bool) -> Result<(), Error> {
+    let claim = Claim::of(&config.state)?;
+    let mut failures = Vec::new();
+    let removed = KernelDataplane::remove_all(&sysctl_record(config));
+    failures.extend(removed.err().map(|error| Error::Dataplane(error.into())));
+    for socket in [&config.cni_socket, &config.api_socket, &config.fastpath_socket] {
+        failures.extend(remove(socket, fs::remove_file).err());
+    }
+    failures.extend(remove_empty(&config.run).err());
+    if purge && failures.is_empty() {
+        failures.extend(remove(&config.tombstones, |path| fs::remove_dir_all(path)).err());
+        for file in store::FILES.iter().chain(&["lock"]) {
+            failures.extend(remove(&config.state.join(file), fs::remove_file).err());
+        }
+        failures.extend(remove_empty(&config.state).err());
+    }
+    drop(claim);
+    match failures.len() {
+        0 => Ok(()),
+        1 => Err(failures.remove(0)),
+        _ => Err(Error::Several(failures)),
+    }
+}
+
+/// Removes what may not be there.
+fn remove<'a>(path: &'a Path, how: impl FnOnce(&'a Path) -> io::Result<()>) -> Result<(), Error> {
+    match how(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done.map_err(Error::io(format!("removing {}", path.display()))),
+    }
+}
+
+/// Removes a directory of ours unless somebody else keeps something in it.
+fn remove_empty(directory: &Path) -> Result<(), Error> {
+    remove(directory, |path| match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        done => done,
+    })
+}

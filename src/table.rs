@@ -1,0 +1,150 @@
+//! The pages of the agent for human eyes.
+
+use std::fmt::Display;
+
+use causeway_model::operator::{EndpointStatus, NodeStatus, Status};
+use causeway_model::{Count, EndpointCounters};
+
+/// Rows whose columns are aligned.
+#[derive(Default)]
+struct Table(Vec<Vec<String>>);
+
+impl Table {
+    fn of(head: &[&str]) -> Self {
+        Self(vec![head.iter().map(ToString::to_string).collect()])
+    }
+
+    fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.0.push(cells.into_iter().collect());
+    }
+
+    fn text(&self, indent: &str) -> String {
+        let columns = self.0.iter().map(Vec::len).max().unwrap_or_default();
+        let width = |column: usize| {
+            self.0.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+        };
+        let widths: Vec<_> = (0..columns).map(|column| width(column).unwrap_or_default()).collect();
+        let mut text = String::new();
+        for row in &self.0 {
+            let cells: Vec<_> =
+                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            text += &format!("{indent}{}\n", cells.join("  ").trim_end());
+        }
+        text
+    }
+}
+
+/// The status page.
+pub fn status(status: &Status) -> String {
+    let mut facts = Table::default();
+    let mut fact = |name: &str, value: String| facts.row([name.to_owned(), value]);
+    fact("agent", status.release.clone());
+    match &status.node {
+        Some(node) => describe_node(node, &mut fact),
+        None => fact("node", "not known yet".to_owned()),
+    }
+    let path = &status.path;
+    fact("path", format!("{} (asked: {}; {})", path.path, path.asked, path.reason));
+    let count = |(path, count)| format!("{count} {path}");
+    fact("endpoints", or(list(status.endpoints.iter().map(count)), "none"));
+    fact("tunnel sent", counted(&status.tunnel_sent));
+    fact("tunnel received", counted(&status.tunnel_received));
+    fact("source", source(status));
+    fact("state", if status.waiting_for.is_empty() { "serving".into() } else { "waiting".into() });
+    let mut text = facts.text("");
+    section(&mut text, "waiting for", &status.waiting_for);
+    text += &peers(status);
+    text += &drops(status);
+    section(&mut text, "problems", &status.problems);
+    section(&mut text, "limits", &status.limits);
+    text
+}
+
+fn describe_node(node: &NodeStatus, fact: &mut impl FnMut(&str, String)) {
+    fact("node", node.id.to_string());
+    fact("uplink", format!("{} ({})", node.uplink, node.tunnel_address));
+    fact("pod prefixes", list(&node.pod_prefixes));
+    fact(
+        "overlay",
+        format!("VNI {}, port {}, pod MTU {}, MAC {}", node.vni, node.port, node.pod_mtu, node.vtep_mac),
+    );
+}
+
+fn source(status: &Status) -> String {
+    let source = &status.source;
+    match (source.synchronised, source.age_seconds) {
+        (true, Some(age)) => format!("{}, read {age} s ago", source.what),
+        _ => format!("{}, not read yet", source.what),
+    }
+}
+
+fn peers(status: &Status) -> String {
+    if status.peers.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::of(&["CLUSTER", "NODE", "TUNNEL", "POD PREFIXES"]);
+    for peer in &status.peers {
+        let prefixes = list(&peer.pod_prefixes);
+        table.row([
+            peer.id.cluster.to_string(),
+            peer.id.name.to_string(),
+            peer.tunnel_address.to_string(),
+            prefixes,
+        ]);
+    }
+    format!("\npeers\n{}", table.text("  "))
+}
+
+fn drops(status: &Status) -> String {
+    if status.drops.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::of(&["REASON", "PACKETS", "BYTES", "MEANING"]);
+    for (reason, count) in &status.drops {
+        let (packets, bytes) = (count.packets.to_string(), count.bytes.to_string());
+        table.row([reason.to_string(), packets, bytes, reason.help().to_owned()]);
+    }
+    format!("\ndrops\n{}", table.text("  "))
+}
+
+fn section(text: &mut String, title: &str, lines: &[String]) {
+    if !lines.is_empty() {
+        let lines: String = lines.iter().map(|line| format!("  {line}\n")).collect();
+        *text += &format!("\n{title}\n{lines}");
+    }
+}
+
+/// The page of endpoints.
+pub fn endpoints(endpoints: &[EndpointStatus]) -> String {
+    let head =
+        ["ATTACHMENT", "POD", "ADDRESSES", "MAC", "PATH", "PORT", "FROM POD", "TO POD", "DROPS", "REASON"];
+    let mut table = Table::of(&head);
+    for EndpointStatus { endpoint, counters, .. } in endpoints {
+        let EndpointCounters { from_pod, to_pod, drops } = counters;
+        table.row([
+            endpoint.key.to_string(),
+            endpoint.pod.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
+            list(&endpoint.addresses),
+            endpoint.mac.to_string(),
+            endpoint.path.to_string(),
+            endpoint.port.to_string(),
+            from_pod.packets.to_string(),
+            to_pod.packets.to_string(),
+            drops.values().map(|count| count.packets).sum::<u64>().to_string(),
+            endpoint.path_reason.clone(),
+        ]);
+    }
+    table.text("")
+}
+
+fn counted(count: &Count) -> String {
+    format!("{} packets, {} bytes", count.packets, count.bytes)
+}
+
+fn list(items: impl IntoIterator<Item = impl Display>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn or(text: String, none: &str) -> String {
+    if text.is_empty() { none.to_owned() } else { text }
+}
