@@ -26,7 +26,7 @@ pub fn run(memory: Memory) -> ExitCode {
     MEMORY.set(memory).unwrap();
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    let stories = [frames::all(), ports::all(), devices::all(), wire::all(), start::all()];
+    let stories = [start::all(), frames::all(), ports::all(), devices::all(), wire::all()];
     libtest_mimic::run(&arguments, stories.into_iter().flatten().collect()).exit_code()
 }
 
