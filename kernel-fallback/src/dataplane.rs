@@ -1,6 +1,6 @@
 //! The promise of a data path, kept by the kernel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
@@ -26,7 +26,8 @@ use crate::{pod, removal, veth};
 /// How the kernel path is to be run.
 #[derive(Clone, Debug)]
 pub struct KernelOptions {
-    /// The file that remembers what kernel settings were before they were ours.
+    /// The file that remembers what kernel settings were before they were ours. A second one beside it, ending in
+    /// `.nft`, remembers how the kernel lists our table.
     pub state: PathBuf,
     /// Do without the tunnel device's attribute for reserved bits, as if this kernel had none.
     pub mask_reserved_bits: bool,
@@ -67,7 +68,7 @@ impl KernelDataplane {
     pub fn new(options: KernelOptions) -> Result<Self, KernelError> {
         Ok(Self {
             netlink: Netlink::route()?,
-            nft: Nft::new()?,
+            nft: Nft::new(options.state.with_extension("nft"))?,
             before: Before::new(options.state),
             lenient: !options.mask_reserved_bits,
             masked: options.mask_reserved_bits,
@@ -152,9 +153,11 @@ impl KernelDataplane {
             self.ensure_nft()?;
         }
         let mut errors = Vec::new();
-        let replaced: BTreeSet<_> = objects.new.iter().map(Object::id).collect();
-        for object in objects.gone.iter().rev().filter(|object| !replaced.contains(&object.id())) {
-            errors.extend(remove(&mut self.netlink, object).err());
+        let new: BTreeMap<_, _> = objects.new.iter().map(|object| (object.id(), object)).collect();
+        for object in objects.gone.iter().rev() {
+            if new.get(&object.id()).is_none_or(|new| object.blocks(new)) {
+                errors.extend(remove(&mut self.netlink, object).err());
+            }
         }
         for object in &objects.new {
             errors.extend(self.make(object).err());
@@ -183,7 +186,7 @@ impl KernelDataplane {
 
     pub(crate) fn ensure_nft(&mut self) -> Result<Vec<String>, KernelError> {
         let Some(desired) = &self.desired else { return Ok(Vec::new()) };
-        self.nft.ensure(&Ruleset::new(&desired.snapshot.settings), desired.elements.iter())
+        self.nft.ensure(&Ruleset::new(&desired.snapshot.settings), &desired.elements)
     }
 
     fn plug(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<(), KernelError> {

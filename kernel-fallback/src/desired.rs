@@ -47,7 +47,7 @@ impl<T: Ord> Default for Wanted<T> {
 }
 
 impl<T: Ord + Clone> Wanted<T> {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> + Clone {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         self.0.keys()
     }
 

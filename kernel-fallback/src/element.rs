@@ -74,10 +74,11 @@ fn range(prefix: IpNetwork) -> String {
 }
 
 /// Elements by set, as text.
-pub(crate) fn by_set<'a>(
-    elements: impl IntoIterator<Item = &'a Element>,
-) -> BTreeMap<&'static str, Vec<String>> {
-    let mut sets: BTreeMap<_, Vec<_>> = BTreeMap::new();
+pub(crate) type BySet<'a> = BTreeMap<&'a str, Vec<String>>;
+
+/// Sorts elements by set.
+pub(crate) fn by_set<'a>(elements: impl IntoIterator<Item = &'a Element>) -> BySet<'static> {
+    let mut sets = BySet::new();
     for element in elements {
         sets.entry(element.set()).or_default().push(element.text());
     }

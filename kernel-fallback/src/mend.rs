@@ -33,20 +33,14 @@ impl KernelDataplane {
         self.look_around(&links);
         // What guards comes first.
         mended.extend(self.ensure_nft()?);
+        let tunnel = self.mend_tunnel(&links).map(|words| mended.extend(words));
+        let rest = [self.plug_again(&links), self.mend_objects()];
         let mut errors = Vec::new();
-        match self.mend_tunnel(&links) {
-            Ok(words) => mended.extend(words),
-            Err(error) => errors.push(error),
+        for part in rest {
+            part.map(|words| mended.extend(words)).unwrap_or_else(|error| errors.push(error));
         }
-        match self.plug_again(&links) {
-            Ok(words) => mended.extend(words),
-            Err(error) => errors.push(error),
-        }
-        match self.mend_objects() {
-            Ok(words) => mended.extend(words),
-            Err(error) => errors.push(error),
-        }
-        KernelError::all(errors)
+        // What fails without a tunnel fails because of it.
+        tunnel.and(KernelError::all(errors))
     }
 
     /// Takes up what has changed about the node: the host port came, somebody made a tunnel of their own.
@@ -104,19 +98,17 @@ impl KernelDataplane {
         let links = observe::links(&mut self.netlink)?;
         let found = observe::objects(&mut self.netlink, &links, is_our_link)?;
         let Some(desired) = &self.desired else { return Ok(Vec::new()) };
-        let (mut missing, mut ids) = (Vec::new(), BTreeSet::new());
+        let (mut missing, mut wanted) = (Vec::new(), BTreeMap::new());
         for object in desired.objects.iter() {
-            ids.insert(object.id());
+            wanted.insert(object.id(), object);
             if !is_right(object, &found, &links)? {
                 missing.push(object.clone());
             }
         }
-        let surplus: Vec<Object> = found
-            .iter()
-            .filter(|object| !ids.contains(&object.id()))
-            .filter(|o| is_removable(o))
-            .cloned()
-            .collect();
+        let in_the_way = |object: &&Object| {
+            wanted.get(&object.id()).is_none_or(|wanted| object.blocks(wanted)) && is_removable(object)
+        };
+        let surplus: Vec<Object> = found.iter().filter(in_the_way).cloned().collect();
         let (mut mended, mut errors) = (Vec::new(), Vec::new());
         for object in surplus.iter().rev() {
             match remove(&mut self.netlink, object) {

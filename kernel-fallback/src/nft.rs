@@ -1,7 +1,9 @@
 //! Our nft table: loaded whole in one transaction, changed by elements, compared with what is really there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use causeway_model::{Count, DropReason};
@@ -9,13 +11,20 @@ use netlink_packet_core::{
     DecodeError, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, NlasIterator,
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::desired::Difference;
-use crate::element::{Element, by_set};
+use crate::desired::{Difference, Wanted};
+use crate::element::{BySet, Element, by_set};
 use crate::error::KernelError;
 use crate::netlink::{Failure, Netlink};
 use crate::ruleset::{Ruleset, TABLE, delta};
+
+/// What was loaded, for the next process: the text that we wrote, and how nft lists it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Memory {
+    text: String,
+    chains: String,
+}
 
 /// What is loaded, and what it looked like.
 #[derive(Debug)]
@@ -25,57 +34,67 @@ struct Loaded {
     generation: Option<u32>,
     /// How nft lists the table without its elements.
     chains: String,
+    elements: BTreeSet<Element>,
 }
 
 /// The table.
 #[derive(Debug)]
 pub(crate) struct Nft {
     netlink: Netlink,
+    /// Where what was loaded is remembered for the next process.
+    memory: PathBuf,
     loaded: Option<Loaded>,
     /// The highest counts seen: they go on where they were when the table is loaded again.
     counted: BTreeMap<DropReason, Count>,
 }
 
 impl Nft {
-    pub(crate) fn new() -> Result<Self, KernelError> {
+    pub(crate) fn new(memory: PathBuf) -> Result<Self, KernelError> {
         let netlink =
             Netlink::open(NETLINK_NETFILTER).map_err(KernelError::io("opening a netfilter socket"))?;
-        Ok(Self { netlink, loaded: None, counted: BTreeMap::new() })
+        Ok(Self { netlink, memory, loaded: None, counted: BTreeMap::new() })
     }
 
-    /// Makes the table what it shall be; does nothing when nobody has touched it since we left it so.
-    /// Returns what was wrong, in words.
-    pub(crate) fn ensure<'a>(
+    /// Makes the table what it shall be; touches nothing that is so already, and does not even look when nobody has touched
+    /// anything since. Returns what was wrong, in words.
+    pub(crate) fn ensure(
         &mut self,
         ruleset: &Ruleset,
-        elements: impl Iterator<Item = &'a Element> + Clone,
+        elements: &Wanted<Element>,
     ) -> Result<Vec<String>, KernelError> {
-        let known = self.loaded.as_ref().filter(|loaded| loaded.ruleset == *ruleset);
-        let Some(loaded) = known else {
+        if self.loaded.is_none() {
+            self.loaded = self.adopt(ruleset, elements).unwrap_or_else(|error| {
+                tracing::debug!(%error, "the nft table that was there is not taken over");
+                None
+            });
+        }
+        let Some(loaded) = self.loaded.as_mut().filter(|loaded| loaded.ruleset == *ruleset) else {
             self.load(ruleset, elements)?;
             return Ok(vec![format!("loaded nft table inet {TABLE}")]);
         };
         let generation = generation(&mut self.netlink)?;
-        if loaded.generation == Some(generation) {
-            return Ok(Vec::new());
-        }
-        let complaints = match listing()? {
-            None => vec![format!("nft table inet {TABLE} was gone")],
-            Some(listing) => complaints(&listing, &loaded.chains, elements.clone()),
-        };
-        if complaints.is_empty() {
-            if let Some(loaded) = &mut self.loaded {
-                loaded.generation = Some(generation);
+        if loaded.generation != Some(generation) {
+            let complaints = match listing()? {
+                None => vec![format!("nft table inet {TABLE} was gone")],
+                Some(listing) => complaints(&listing, &loaded.chains, loaded.elements.iter()),
+            };
+            if !complaints.is_empty() {
+                self.load(ruleset, elements)?;
+                return Ok(complaints);
             }
-        } else {
-            self.load(ruleset, elements)?;
+            loaded.generation = Some(generation);
         }
-        Ok(complaints)
+        let gone = loaded.elements.iter().filter(|element| !elements.contains(element)).cloned().collect();
+        let new = elements.iter().filter(|element| !loaded.elements.contains(element)).cloned().collect();
+        let difference = Difference { gone, new };
+        self.change(&difference)?;
+        let changed = difference.gone.len() + difference.new.len();
+        Ok(if changed == 0 { Vec::new() } else { vec![format!("changed {changed} elements of nft sets")] })
     }
 
     /// Changes elements in one transaction.
     pub(crate) fn change(&mut self, difference: &Difference<Element>) -> Result<(), KernelError> {
-        let text = delta(&difference.gone, &difference.new);
+        let text = delta(&by_set(&difference.gone), &by_set(&difference.new));
         if text.is_empty() {
             return Ok(());
         }
@@ -86,6 +105,10 @@ impl Nft {
             // Sure only if nobody had touched it before and ours is the only transaction since.
             let untouched = loaded.generation == Some(before) && after == before.wrapping_add(1);
             loaded.generation = untouched.then_some(after);
+            for element in &difference.gone {
+                loaded.elements.remove(element);
+            }
+            loaded.elements.extend(difference.new.iter().cloned());
         }
         Ok(())
     }
@@ -101,38 +124,90 @@ impl Nft {
         Ok(self.counted.clone())
     }
 
-    fn load<'a>(
+    /// Takes over the table that a process before us left, if it is the one that we would load; its elements are changed to ours.
+    /// Not one packet is then judged by a table in the making: between the moment that a table is replaced and the moment that its
+    /// interval sets are filled, the kernel finds nothing in them.
+    fn adopt(
         &mut self,
         ruleset: &Ruleset,
-        elements: impl Iterator<Item = &'a Element> + Clone,
-    ) -> Result<(), KernelError> {
+        elements: &Wanted<Element>,
+    ) -> Result<Option<Loaded>, KernelError> {
+        let memory =
+            fs::read(&self.memory).ok().and_then(|bytes| serde_json::from_slice::<Memory>(&bytes).ok());
+        let Some(memory) = memory.filter(|memory| memory.text == ruleset.text()) else { return Ok(None) };
+        let Some(listing) = listing()?.filter(|listing| chains(listing) == memory.chains) else {
+            return Ok(None);
+        };
+        let (listed, wanted) = (sets(&listing), by_set(elements.iter()));
+        let less = |all: BTreeSet<String>, but: &BTreeSet<String>| {
+            all.into_iter().filter(|e| !but.contains(e)).collect()
+        };
+        let (mut gone, mut new) = (BySet::new(), BySet::new());
+        for (set, listed) in listed {
+            let wanted: BTreeSet<String> = wanted.get(set).into_iter().flatten().cloned().collect();
+            new.insert(set, less(wanted.clone(), &listed));
+            gone.insert(set, less(listed, &wanted));
+        }
+        let text = delta(&gone, &new);
+        if !text.is_empty() {
+            run(&text, "changing elements of the table that was there")?;
+        }
+        let elements = elements.iter().cloned().collect();
+        // The generation is left open, so that the next look compares everything once.
+        Ok(Some(Loaded { ruleset: ruleset.clone(), generation: None, chains: memory.chains, elements }))
+    }
+
+    /// Without the memory the next process loads the table again: no reason to fail.
+    fn remember(&self, memory: &Memory) {
+        let aside = self.memory.with_extension("nft.new");
+        let written = serde_json::to_vec(memory).map_err(std::io::Error::from).and_then(|json| {
+            fs::create_dir_all(self.memory.parent().unwrap_or(Path::new("/")))?;
+            fs::write(&aside, json)?;
+            fs::rename(&aside, &self.memory)
+        });
+        if let Err(error) = written {
+            tracing::warn!(%error, path = %self.memory.display(), "the nft table cannot be remembered");
+        }
+    }
+
+    fn load(&mut self, ruleset: &Ruleset, elements: &Wanted<Element>) -> Result<(), KernelError> {
         self.loaded = None;
         // Without counters of an old table the new one begins at what we remember.
-        let counted = self.counters().unwrap_or_default();
-        let document =
-            ruleset.document(elements.clone(), |reason| counted.get(&reason).copied().unwrap_or_default());
-        run(&document, "loading the table")?;
+        let counted = self.counters().unwrap_or_else(|error| {
+            tracing::debug!(%error, "counters of the old table are lost");
+            self.counted.clone()
+        });
+        let count = |reason| counted.get(&reason).copied().unwrap_or_default();
+        run(&ruleset.document(elements.iter(), count), "loading the table")?;
         let generation = generation(&mut self.netlink)?;
         let listing = listing()?.unwrap_or_default();
         let chains = chains(&listing);
         // Whatever is listed differently right now is a matter of how this nft writes, or of another hand in this
         // very moment; loading again and again would help neither.
-        let odd = complaints(&listing, &chains, elements);
+        let odd = complaints(&listing, &chains, elements.iter());
         if !odd.is_empty() {
             tracing::warn!(?odd, "nft lists the table differently than it was loaded");
         }
-        self.loaded = Some(Loaded { ruleset: ruleset.clone(), generation: Some(generation), chains });
+        let elements = elements.iter().cloned().collect();
+        self.remember(&Memory { text: ruleset.text(), chains: chains.clone() });
+        self.loaded =
+            Some(Loaded { ruleset: ruleset.clone(), generation: Some(generation), chains, elements });
         Ok(())
     }
 }
 
 /// Takes our table away.
-pub(crate) fn remove() -> Result<(), KernelError> {
+pub(crate) fn remove(memory: &Path) -> Vec<KernelError> {
     // `add` before `delete`: deleting what is not there would be refused.
     let text: String = ["inet", "netdev"]
         .map(|family| format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n"))
         .concat();
-    run(&text, "removing our tables")
+    let forgotten = match fs::remove_file(memory) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    let forgotten = forgotten.map_err(KernelError::io(format!("removing {}", memory.display())));
+    [run(&text, "removing our tables"), forgotten].into_iter().filter_map(Result::err).collect()
 }
 
 fn run(document: &str, doing: &str) -> Result<(), KernelError> {
@@ -296,7 +371,7 @@ fn generation(netlink: &mut Netlink) -> Result<u32, KernelError> {
     let id = NlasIterator::new(body).flatten().find(|nla| nla.kind() == GENERATION_ID);
     id.and_then(|nla| nla.value().try_into().ok().map(u32::from_be_bytes)).ok_or_else(|| KernelError::Io {
         doing: doing.into(),
-        source: std::io::Error::from(std::io::ErrorKind::InvalidData),
+        source: std::io::Error::from(ErrorKind::InvalidData),
     })
 }
 

@@ -136,6 +136,17 @@ impl Object {
     }
 }
 
+impl Object {
+    /// Whether this, being there, must go before `wanted` can come in its place: a next hop is refused while
+    /// the old route to it leads out of another link.
+    pub(crate) fn blocks(&self, wanted: &Object) -> bool {
+        match (self, wanted) {
+            (Self::Route(_), Self::Route(_)) => self.link() != wanted.link(),
+            _ => false,
+        }
+    }
+}
+
 impl Route {
     /// The metric that the kernel gives a route that asks for none.
     pub(crate) fn default_metric(to: IpNetwork) -> u32 {

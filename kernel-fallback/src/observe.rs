@@ -84,6 +84,7 @@ impl Link {
         let unwanted = |attribute: &InfoVxlan| {
             matches!(attribute, InfoVxlan::Gbp | InfoVxlan::Gpe | InfoVxlan::Group(_) | InfoVxlan::Group6(_))
                 || matches!(attribute, InfoVxlan::CollectMetadata(true) | InfoVxlan::Vnifilter(true))
+                || (!vxlan.lenient && *attribute == InfoVxlan::ReservedBits(0))
         };
         self.kind == Some(InfoKind::Vxlan)
             && vxlan_attributes(vxlan).iter().all(|attribute| self.vxlan.contains(attribute))

@@ -22,7 +22,7 @@ pub(crate) fn remove_all(state: &Path) -> Result<(), KernelError> {
         }
         Err(error) => errors.push(error),
     }
-    errors.extend(nft::remove().err());
+    errors.extend(nft::remove(&state.with_extension("nft")));
     errors.extend(Before::new(state.to_owned()).restore());
     KernelError::all(errors)
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use causeway_model::{Count, DropReason, Family, IpNetwork, LinkName, Settings, TunnelOwner};
 
 use crate::desired::flatten;
-use crate::element::{Element, by_set};
+use crate::element::{BySet, Element, by_set};
 
 /// The name of our table.
 pub(crate) const TABLE: &str = "causeway";
@@ -55,6 +55,11 @@ impl Ruleset {
         }
         text.push_str("}\n");
         text
+    }
+
+    /// The table without what changes in it: two rulesets of one text are the same.
+    pub(crate) fn text(&self) -> String {
+        self.document([], |_| Count::default())
     }
 
     /// Every set and its type.
@@ -204,10 +209,10 @@ fn refuse(reason: DropReason) -> String {
 }
 
 /// One transaction that takes elements away and brings others.
-pub(crate) fn delta(gone: &[Element], new: &[Element]) -> String {
+pub(crate) fn delta(gone: &BySet<'_>, new: &BySet<'_>) -> String {
     let mut text = String::new();
     for (verb, elements) in [("delete", gone), ("add", new)] {
-        for (set, texts) in by_set(elements) {
+        for (set, texts) in elements.iter().filter(|(_, texts)| !texts.is_empty()) {
             let _ = writeln!(text, "{verb} element inet {TABLE} {set} {{ {} }}", texts.join(", "));
         }
     }
@@ -226,11 +231,11 @@ mod tests {
             Element::Endpoint([10, 0, 0, 4].into()),
         ];
         assert_eq!(
-            delta(&[Element::Sender([192, 0, 2, 1].into())], &new),
+            delta(&by_set(&[Element::Sender([192, 0, 2, 1].into())]), &by_set(&new)),
             "delete element inet causeway senders { 192.0.2.1 }\n\
              add element inet causeway endpoints4 { 10.0.0.3, 10.0.0.4 }\n\
              add element inet causeway other_tunnels { 0x5 }\n"
         );
-        assert_eq!(delta(&[], &[]), "");
+        assert_eq!(delta(&by_set(&[]), &by_set(&[])), "");
     }
 }

@@ -166,6 +166,8 @@ fn route_concerns_us(kind: u16, body: &[u8]) -> bool {
     match kind {
         16 | 17 | 20 | 21 | 28 | 29 => index(4).is_none_or(|index| link_concerns_us(kind, index)),
         24 | 25 => body.get(5) == Some(&ROUTE_PROTOCOL),
+        // Settings: the first attribute tells of which link; below zero they are those of the whole namespace.
+        80 | 81 => index(8).is_none_or(|index| index.cast_signed() < 0 || link_concerns_us(kind, index)),
         _ => true,
     }
 }
