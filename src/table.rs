@@ -57,6 +57,7 @@ pub fn status(status: &Status) -> String {
     text += &drops(status);
     section(&mut text, "problems", &status.problems);
     section(&mut text, "limits", &status.limits);
+    section(&mut text, &format!("last of {} repairs", status.repairs), &status.mended);
     text
 }
 

@@ -39,3 +39,6 @@ async fn health(State(engine): State<Arc<Engine>>) -> Response {
     let code = if waiting.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(json!({ "serving": waiting.is_empty(), "waiting_for": waiting }))).into_response()
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,8 @@
 //! state of both, and the drivers are told what changed in it. All of it is synchronous, behind one lock.
 
 mod attach;
+#[cfg(test)]
+pub(crate) mod bench;
 mod release;
 mod report;
 mod roster;
@@ -12,7 +14,7 @@ mod tests;
 
 pub(crate) use report::Report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -26,6 +28,9 @@ use crate::machine::Machine;
 use crate::sources::World;
 use crate::store::Store;
 use roster::Roster;
+
+/// How many repairs status shows, the last one first.
+const SHOWN_REPAIRS: usize = 10;
 
 /// Reads the interfaces of this machine.
 pub(crate) type LinkReader = dyn FnMut() -> Result<Vec<Link>, String> + Send;
@@ -72,6 +77,7 @@ struct Core {
     /// What went wrong last, by what was being done.
     troubles: BTreeMap<String, String>,
     repairs: u64,
+    mended: VecDeque<String>,
 }
 
 impl Engine {
@@ -91,6 +97,7 @@ impl Engine {
             refused: Vec::new(),
             troubles: BTreeMap::new(),
             repairs: 0,
+            mended: VecDeque::new(),
         };
         core.release_the_dead();
         core.replay_tombstones();
@@ -203,6 +210,8 @@ impl Core {
         for repair in mended.unwrap_or_default() {
             tracing::warn!("mended: {repair}");
             self.repairs += 1;
+            self.mended.truncate(SHOWN_REPAIRS - 1);
+            self.mended.push_front(repair);
         }
     }
 

@@ -75,7 +75,7 @@ fn text(report: &Report, meter: &CniMeter) -> Result<String, std::fmt::Error> {
     describe_source(&mut registry, report);
     describe_traffic(&mut registry, status);
     let help = "Repairs of what others changed on this node";
-    registry.register("repairs", help, counter(report.repairs));
+    registry.register("repairs", help, counter(status.repairs));
     let help = "Requests of the CNI plugin by verb and code of the answer, 0 for success";
     registry.register("cni_requests", help, meter.requests.clone());
     let help = "How long requests of the CNI plugin took";
@@ -176,4 +176,64 @@ fn gauge(value: i64) -> Gauge {
 
 fn to_gauge(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use causeway_model::plugin::Failure;
+
+    use super::*;
+    use crate::engine::bench::{Bench, CLUSTER, WEST, world};
+
+    fn page(engine: &Engine, meter: &CniMeter) -> Vec<String> {
+        text(&engine.report(), meter).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_page_names_everything_with_its_unit_and_bounded_labels() {
+        let bench = Bench::new();
+        let engine = bench.start();
+        engine.hear(Ok(world(&[CLUSTER, WEST])));
+        engine.add("c1");
+        bench.dataplane.log().counters.drops =
+            [(DropReason::SpoofedMac, Count { packets: 3, bytes: 180 })].into();
+        let meter = CniMeter::new();
+        meter.count(Verb::Add, &Reply::Failed(Failure::new(100, "full")), Duration::from_millis(30));
+        meter.count(Verb::Add, &Reply::Done, Duration::from_millis(3));
+        let page = page(&engine, &meter);
+        for line in [
+            "causeway_path_info{asked=\"auto\",path=\"kernel\",tunnel=\"kernel\"} 1",
+            "causeway_peers{cluster=\"lyon\"} 1",
+            "causeway_endpoints{path=\"kernel\"} 1",
+            "causeway_endpoints{path=\"fast\"} 0",
+            "causeway_serving 1",
+            "causeway_source_age_seconds 0",
+            "causeway_dropped_packets_total{reason=\"spoofed-mac\"} 3",
+            "causeway_dropped_bytes_total{reason=\"spoofed-mac\"} 180",
+            "causeway_tunnel_packets_total{direction=\"sent\"} 0",
+            "causeway_repairs_total 0",
+            "causeway_cni_requests_total{verb=\"ADD\",code=\"100\"} 1",
+            "causeway_cni_requests_total{verb=\"ADD\",code=\"0\"} 1",
+            "causeway_cni_request_duration_seconds_bucket{le=\"0.005\",verb=\"ADD\"} 1",
+            "causeway_cni_request_duration_seconds_count{verb=\"ADD\"} 2",
+            "# EOF",
+        ] {
+            assert!(page.iter().any(|found| found == line), "{line} is not in\n{}", page.join("\n"));
+        }
+        for reason in DropReason::ALL {
+            let name = format!("causeway_dropped_packets_total{{reason=\"{reason}\"}}");
+            assert!(page.iter().any(|line| line.starts_with(&name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn more_endpoints_make_no_more_series() {
+        let bench = Bench::new();
+        let engine = bench.start();
+        engine.hear(Ok(world(&[CLUSTER])));
+        engine.add("c1");
+        let one = page(&engine, &CniMeter::new()).len();
+        engine.add("c2");
+        assert_eq!(page(&engine, &CniMeter::new()).len(), one);
+    }
 }

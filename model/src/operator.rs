@@ -43,6 +43,12 @@ pub struct Status {
     pub problems: Vec<String>,
     /// What this node does less well than it could, and why: features the kernel lacks or that are masked.
     pub limits: Vec<String>,
+    /// How often what others had changed on this node was mended since the agent started.
+    #[serde(default)]
+    pub repairs: u64,
+    /// The last of these repairs, in words.
+    #[serde(default)]
+    pub mended: Vec<String>,
 }
 
 /// This node.

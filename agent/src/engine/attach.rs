@@ -32,7 +32,8 @@ impl Engine {
         };
         done.unwrap_or_else(|error| {
             let failure = error.failure();
-            tracing::warn!("{:?} {}: code {}: {}", request.verb, request.key, failure.code, failure.msg);
+            let verb = format!("{:?}", request.verb).to_uppercase();
+            tracing::warn!("{verb} {}: code {}: {}", request.key, failure.code, failure.msg);
             Reply::Failed(failure)
         })
     }

@@ -14,8 +14,6 @@ use crate::error::chain;
 pub(crate) struct Report {
     /// The page.
     pub status: Status,
-    /// How many repairs were made since the start.
-    pub repairs: u64,
     /// When the source was last read.
     pub last_read: Option<SystemTime>,
 }
@@ -26,7 +24,7 @@ impl Engine {
         let mut core = self.lock();
         let counters = core.counters();
         let last_read = core.read.map(|(_, read)| read);
-        Report { status: core.status(counters), repairs: core.repairs, last_read }
+        Report { status: core.status(counters), last_read }
     }
 
     /// The endpoints and what they carried.
@@ -95,6 +93,8 @@ impl Core {
             },
             problems: self.refused.iter().cloned().chain(troubles).collect(),
             limits: self.parts.drivers.limits(),
+            repairs: self.repairs,
+            mended: self.mended.iter().cloned().collect(),
         }
     }
 

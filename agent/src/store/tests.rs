@@ -271,3 +271,61 @@ fn check(store: &Store, oracle: &Oracle) -> Result<(), TestCaseError> {
     prop_assert_eq!(macs.len(), endpoints.len());
     Ok(())
 }
+
+/// A file system of one megabyte, for as long as this lives.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new() -> Self {
+        let disk = Self(tempfile::tempdir().unwrap());
+        let options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"];
+        assert!(
+            std::process::Command::new("mount").args(options).arg(disk.0.path()).status().unwrap().success()
+        );
+        disk
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(std::process::Command::new("umount").arg(self.0.path()).status());
+    }
+}
+
+#[test]
+fn a_full_disk_keeps_nothing_and_harms_nothing() {
+    let disk = SmallDisk::new();
+    let directory = disk.0.path();
+    let pools = Pool::all_of_node(&node(&["10.70.1.0/24", "fd70::/64"]));
+    let mut store = Store::open(directory).unwrap();
+    store.add("a", &pools, &Wanted::default()).unwrap();
+    let filler = directory.join("filler");
+    let filled = fs::write(&filler, vec![0; 2 << 20]).unwrap_err();
+    assert_eq!(filled.kind(), io::ErrorKind::StorageFull);
+    // Free pages in the file may carry a few writes; then it must grow.
+    let mut kept = vec![key("a")];
+    let mut refused = 0;
+    for number in 0..400 {
+        match store.add(number, &pools, &Wanted::default()) {
+            Ok(_) => kept.push(key(number)),
+            Err(error) => {
+                assert_eq!(error.failure().code, 5, "{error}");
+                refused += 1;
+            }
+        }
+        if refused == 20 {
+            break;
+        }
+    }
+    assert_eq!(refused, 20, "the disk never was full");
+    kept.sort();
+    assert_eq!(store.records().keys().cloned().collect::<Vec<_>>(), kept);
+    fs::remove_file(filler).unwrap();
+    let late = |number: u32| store.add(format!("late{number}"), &pools, &Wanted::default()).err();
+    let full = (0..).find_map(late).unwrap();
+    assert_eq!(full.failure().code, 100, "{full}");
+    assert_eq!(store.records().len(), 252, "the whole range can be used");
+    let records = store.records().clone();
+    drop(store);
+    assert_eq!(Store::open(directory).unwrap().records(), &records);
+}
