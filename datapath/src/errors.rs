@@ -29,6 +29,9 @@ pub(crate) fn tell_sender<B: Buffer>(
             let v4 = Icmpv4Error::FragmentationNeeded { mtu: mtu as u16 };
             (v4, Icmpv6Error::PacketTooBig { mtu: mtu as u32 }, &mut limits.too_big)
         }
+        DropReason::NoSuchEndpoint => {
+            (Icmpv4Error::HostUnreachable, Icmpv6Error::NoRoute, &mut limits.others)
+        }
         DropReason::HopLimit => (Icmpv4Error::TimeExceeded, Icmpv6Error::TimeExceeded, &mut limits.others),
         _ => return false,
     };
@@ -49,6 +52,7 @@ pub(crate) fn tell_sender<B: Buffer>(
     };
     let Ok(len) = len else { return false };
     frame.egress = from;
+    frame.answered = true;
     let ethernet = Ethernet::new(link, GATEWAY_MAC, ether_type);
     frame.replace(ethernet, &answer[..len]).and_then(|()| dispatch(frame, world)).is_ok()
 }

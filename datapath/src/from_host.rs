@@ -3,6 +3,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use causeway_model::{DropReason, GATEWAY_MAC};
 use causeway_wire::{EtherType, Ethernet};
 
+use crate::burst::Kept;
 use crate::packet::{Addresses, examine};
 use crate::send::{Hop, send};
 use crate::world::{Owner, World};
@@ -11,7 +12,10 @@ use crate::{Buffer, Burst, Frame, Pool, Port, Worker, gateway};
 /// Takes what the node's stack hands over to where it shall go: what the node itself and its kernel pods send to fast pods and
 /// through the tunnel, and what the world sends to fast pods. `now` is nanoseconds of a clock that never goes back.
 pub fn from_host<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker: &mut Worker<P>, now: u64) {
-    burst.sift(|frame, _| worker.keeps(admit(frame, world), frame, Port::Host));
+    burst.sift(|frame, _| {
+        let verdict = admit(frame, world).map(|()| Kept::Whole);
+        worker.keeps(verdict, frame, Port::Host, world, now)
+    });
     send(burst, Port::Host, Hop::Link, world, worker, now);
 }
 

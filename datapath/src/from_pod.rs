@@ -3,6 +3,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use causeway_model::{DropReason, GATEWAY_MAC};
 use causeway_wire::{EtherType, Ethernet, IpProtocol};
 
+use crate::burst::Kept;
 use crate::packet::{Addresses, Transport, examine};
 use crate::send::{Hop, send};
 use crate::world::{Owner, Pod, World};
@@ -21,10 +22,10 @@ pub fn from_pod<P: Pool>(
     worker.tally.received(from, burst.len() as u64, burst.bytes());
     burst.sift(|frame, _| {
         let verdict = match world.pod(slot) {
-            Some(pod) => admit(frame, pod, slot, world),
+            Some(pod) => admit(frame, pod, slot, world).map(|()| Kept::Whole),
             None => Err(DropReason::NoSuchPort),
         };
-        worker.keeps(verdict, frame, from)
+        worker.keeps(verdict, frame, from, world, now)
     });
     send(burst, from, Hop::Router, world, worker, now);
 }

@@ -5,6 +5,7 @@ use causeway_wire::checksum::Sum;
 use causeway_wire::{Ecn, EtherType, Ethernet, IpProtocol, Ipv4, Ipv6, Udp, Upper, Vxlan};
 use zerocopy::FromBytes;
 
+use crate::burst::Kept;
 use crate::packet::{Addresses, Family, examine};
 use crate::send::{Hop, send};
 use crate::world::{Owner, World};
@@ -18,9 +19,9 @@ pub fn from_uplink<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker:
         let len = frame.len() as u64;
         let verdict = open_tunnel(frame, world).and_then(|ecn| {
             (packets, bytes) = (packets + 1, bytes + len);
-            admit(frame, ecn, world)
+            admit(frame, ecn, world).map(|()| Kept::Whole)
         });
-        worker.keeps(verdict, frame, Port::Uplink)
+        worker.keeps(verdict, frame, Port::Uplink, world, now)
     });
     worker.tally.received(Port::Uplink, packets, bytes);
     send(burst, Port::Uplink, Hop::Router, world, worker, now);

@@ -8,7 +8,7 @@ use crate::burst::{Kept, Pieces};
 use crate::outer::{self, MAX_INNER, Macs};
 use crate::packet::Family;
 use crate::world::{Templates, World};
-use crate::{Buffer, Burst, Frame, Pool, Port, Worker, errors, fragment, offload, segment};
+use crate::{Buffer, Burst, Frame, Pool, Port, Worker, fragment, offload, segment};
 
 /// What a frame's way through us counts as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,12 +29,9 @@ pub(crate) fn send<P: Pool>(
     worker: &mut Worker<P>,
     now: u64,
 ) {
-    burst.sift(|frame, pieces| match forward(frame, hop, world, &mut worker.pool, pieces) {
-        Ok(kept) => kept == Kept::Whole,
-        Err(reason) => {
-            worker.drop(reason, frame, from);
-            errors::tell_sender(frame, reason, from, world, &mut worker.limits, now)
-        }
+    burst.sift(|frame, pieces| {
+        let verdict = forward(frame, hop, world, &mut worker.pool, pieces);
+        worker.keeps(verdict, frame, from, world, now)
     });
 }
 

@@ -2,8 +2,9 @@ use std::sync::Arc;
 
 use causeway_model::DropReason;
 
+use crate::burst::Kept;
 use crate::limit::ErrorLimits;
-use crate::{Buffer, Frame, Pool, Port, Tally};
+use crate::{Frame, Pool, Port, Tally, World, errors};
 
 /// What one worker has of its own: where fresh buffers come from, what it has counted, and how many errors it may still send.
 #[derive(Debug)]
@@ -25,27 +26,34 @@ impl<P: Pool> Worker<P> {
         &self.tally
     }
 
-    /// Counts a frame that is dropped, with the pod it came from, or else the pod it was for.
-    #[cold]
-    pub(crate) fn drop<B: Buffer>(&self, reason: DropReason, frame: &Frame<B>, from: Port) {
-        let port = if matches!(from, Port::Endpoint(_)) { from } else { frame.egress };
-        self.tally.dropped(reason, frame.len(), port);
-    }
-
-    /// Whether a stage's verdict lets a frame go on; a drop is counted.
+    /// Whether a frame goes on after a stage's verdict. One that does not is counted, with the pod it came from, or else
+    /// the pod it was for; where its sender must hear of it, it goes on as the answer.
     #[inline]
-    pub(crate) fn keeps<B: Buffer>(
-        &self,
-        verdict: Result<(), DropReason>,
-        frame: &Frame<B>,
+    pub(crate) fn keeps(
+        &mut self,
+        verdict: Result<Kept, DropReason>,
+        frame: &mut Frame<P::Buffer>,
         from: Port,
+        world: &World,
+        now: u64,
     ) -> bool {
         match verdict {
-            Ok(()) => true,
-            Err(reason) => {
-                self.drop(reason, frame, from);
-                false
-            }
+            Ok(kept) => kept == Kept::Whole,
+            Err(reason) => self.refuse(reason, frame, from, world, now),
         }
+    }
+
+    #[cold]
+    fn refuse(
+        &mut self,
+        reason: DropReason,
+        frame: &mut Frame<P::Buffer>,
+        from: Port,
+        world: &World,
+        now: u64,
+    ) -> bool {
+        let port = if matches!(from, Port::Endpoint(_)) { from } else { frame.egress };
+        self.tally.dropped(reason, frame.len(), port);
+        errors::tell_sender(frame, reason, from, world, &mut self.limits, now)
     }
 }
