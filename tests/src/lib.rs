@@ -4,9 +4,12 @@
 //! user-space [`switch`]. [`namespace`] and [`process`] are what it is made of; [`traffic`], [`packet_socket`], [`capture`] and
 //! [`leftovers`] are what its tests look with.
 
+pub mod capture;
 pub mod command;
 pub mod lab;
+pub mod leftovers;
 pub mod namespace;
+pub mod packet_socket;
 pub mod process;
 pub mod switch;
 pub mod traffic;

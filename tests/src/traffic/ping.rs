@@ -46,8 +46,10 @@ pub fn pings(from: &Namespace, to: IpAddr, count: u32, interval: f64) -> Pings {
 /// "too big" names; the text of what happened instead, when none came.
 pub fn too_big(from: &Namespace, to: IpAddr, packet: usize) -> Result<u32, String> {
     let headers = if to.is_ipv4() { 28 } else { 48 };
-    // `probe` sends whatever the path's MTU is remembered to be, so that a second question is answered too.
-    let words = format!("ping -n -M probe -s {} -c 2 -i 0.2 -W 1 {to}", packet - headers);
+    // A path's MTU that was learned by an earlier question would keep this one from being asked.
+    let family = if to.is_ipv4() { "-4" } else { "-6" };
+    from.ip(&format!("{family} route flush cache")).map_err(|error| error.to_string())?;
+    let words = format!("ping -n -M do -s {} -c 2 -i 0.2 -W 1 {to}", packet - headers);
     let output =
         from.run(|| command::output(&mut command::parse(&words), b"")).map_err(|error| error.to_string())?;
     let said =

@@ -1,0 +1,124 @@
+//! What is on a link, judged by a decoder that we did not write.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::command::{self, CommandError};
+use crate::namespace::Namespace;
+use crate::packet_socket::PacketSocket;
+
+/// Tells apart the files of captures of one process.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// What tshark finds wrong with a frame. Checksums count only where a frame has one.
+const COMPLAINTS: &str = "_ws.malformed || _ws.expert.severity == error || ip.checksum.status == 0 || udp.checksum.status == 0 \
+                          || tcp.checksum.status == 0 || icmp.checksum.status == 0 || icmpv6.checksum.status == 0 \
+                          || ip.bogus_header_length || udp.length.bad";
+
+/// Records every frame of a link until it is finished.
+#[derive(Debug)]
+pub struct Capture {
+    file: PathBuf,
+    stop: Arc<AtomicBool>,
+    recorder: JoinHandle<io::Result<usize>>,
+}
+
+/// A finished recording; its file goes with it.
+#[derive(Debug)]
+pub struct Recording {
+    file: PathBuf,
+    /// How many frames it holds.
+    pub frames: usize,
+}
+
+impl Capture {
+    /// Begins to record; whatever passes from now on is in it.
+    pub fn start(namespace: &Namespace, interface: &str) -> io::Result<Self> {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("causeway-capture-{}-{number}.pcap", std::process::id());
+        let file = std::env::temp_dir().join(name);
+        let socket = namespace.run(|| PacketSocket::open(interface))?;
+        let (stop, output) = (Arc::new(AtomicBool::new(false)), BufWriter::new(File::create(&file)?));
+        let recorder = std::thread::spawn({
+            let stop = stop.clone();
+            move || record(&socket, output, &stop)
+        });
+        Ok(Self { file, stop, recorder })
+    }
+
+    /// Ends the recording.
+    pub fn finish(self) -> io::Result<Recording> {
+        self.stop.store(true, Ordering::Relaxed);
+        let recorded = self.recorder.join().unwrap_or_else(|_| Err(io::Error::other("the recorder died")));
+        let mut recording = Recording { file: self.file, frames: 0 };
+        recording.frames = recorded?;
+        Ok(recording)
+    }
+}
+
+/// Writes frames in the classic pcap form, with the time left out: nobody asks.
+fn record(socket: &PacketSocket, mut output: impl Write, stop: &AtomicBool) -> io::Result<usize> {
+    const LINKTYPE_ETHERNET: u32 = 1;
+    output.write_all(&0xa1b2_c3d4_u32.to_le_bytes())?;
+    output.write_all(&[2, 0, 4, 0])?;
+    for word in [0, 0, 1 << 18, LINKTYPE_ETHERNET] {
+        output.write_all(&word.to_le_bytes())?;
+    }
+    let mut frames = 0;
+    while !stop.load(Ordering::Relaxed) {
+        // What is still in the socket when it ends is taken along.
+        while let Some(frame) = socket.receive(Duration::from_millis(20))? {
+            let length = u32::try_from(frame.len()).map_err(io::Error::other)?;
+            for word in [0, 0, length, length] {
+                output.write_all(&word.to_le_bytes())?;
+            }
+            output.write_all(&frame)?;
+            frames += 1;
+        }
+    }
+    output.flush()?;
+    Ok(frames)
+}
+
+impl Recording {
+    /// The frames that a display filter takes, each as these fields, joined by tabs.
+    pub fn fields(&self, filter: &str, fields: &[&str]) -> Result<Vec<String>, CommandError> {
+        let mut tshark = Command::new("tshark");
+        tshark.arg("-r").arg(&self.file).args([
+            "-n",
+            "-d",
+            "udp.port==4789,vxlan",
+            "-Y",
+            filter,
+            "-T",
+            "fields",
+        ]);
+        for checked in ["ip", "udp", "tcp"] {
+            tshark.args(["-o", &format!("{checked}.check_checksum:TRUE")]);
+        }
+        for field in fields {
+            tshark.args(["-e", field]);
+        }
+        Ok(command::stdout(&mut tshark, b"")?.lines().map(str::to_owned).collect())
+    }
+
+    /// The frames that tshark has something against: malformed, or a wrong checksum on any layer.
+    pub fn complaints(&self) -> Result<Vec<String>, CommandError> {
+        self.fields(
+            COMPLAINTS,
+            &["frame.number", "frame.protocols", "_ws.expert.message", "ip.src", "ip.dst"],
+        )
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        drop(fs::remove_file(&self.file));
+    }
+}
