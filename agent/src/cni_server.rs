@@ -26,7 +26,7 @@ const TALK: Duration = Duration::from_secs(5);
 const WORK: Duration = Duration::from_secs(20);
 
 /// What answers requests. It runs on a thread where it may block, and need not begin after the instant it is given.
-pub(crate) type Handler = dyn Fn(Request, Option<OwnedFd>, Instant) -> Reply + Send + Sync;
+pub(crate) type Handler = dyn Fn(&Request, Option<OwnedFd>, Instant) -> Reply + Send + Sync;
 
 /// Listens at a path, for root only; what is dead there is replaced, what lives there is an error.
 pub(crate) fn listen(path: &Path) -> Result<UnixListener, Error> {
@@ -96,7 +96,7 @@ async fn answer(mut stream: UnixStream, handler: Arc<Handler>) -> Result<(), Fra
     };
     let key = request.key.clone();
     let until = Instant::now() + WORK;
-    let work = tokio::task::spawn_blocking(move || handler(request, descriptor, until));
+    let work = tokio::task::spawn_blocking(move || handler(&request, descriptor, until));
     let reply = match timeout(WORK, work).await {
         Ok(Ok(reply)) => reply,
         Ok(Err(panic)) => {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use causeway_kernel_fallback::watch::{Stop, Watcher, Woken};
 use causeway_kernel_fallback::{KernelDataplane, KernelOptions, uplink};
+use causeway_model::plugin::Request;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -178,9 +179,9 @@ fn read_links() -> Result<Vec<Link>, String> {
 }
 
 fn handler(engine: Arc<Engine>, meter: CniMeter) -> Arc<Handler> {
-    Arc::new(move |request, netns, until| {
+    Arc::new(move |request: &Request, netns, until| {
         let began = Instant::now();
-        let reply = engine.answer(&request, netns, until);
+        let reply = engine.answer(request, netns, until);
         meter.count(request.verb, &reply, began.elapsed());
         reply
     })

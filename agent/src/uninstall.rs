@@ -24,7 +24,7 @@ pub fn uninstall(config: &Config, purge: bool) -> Result<(), Error> {
     }
     failures.extend(remove_empty(&config.run).err());
     if purge && failures.is_empty() {
-        failures.extend(remove(&config.tombstones, |path| fs::remove_dir_all(path)).err());
+        failures.extend(remove(&config.tombstones, fs::remove_dir_all).err());
         for file in store::FILES.iter().chain(&["lock"]) {
             failures.extend(remove(&config.state.join(file), fs::remove_file).err());
         }

@@ -16,7 +16,7 @@ fn pools(prefixes: &[&str]) -> Vec<Pool> {
     Pool::all_of_node(&node(prefixes))
 }
 
-fn key(container: impl ToString) -> EndpointKey {
+fn key(container: impl Copy + ToString) -> EndpointKey {
     EndpointKey { network: "pods".into(), container: container.to_string(), interface: "eth0".into() }
 }
 
@@ -25,7 +25,7 @@ fn text(addresses: &[IpAddr]) -> Vec<String> {
 }
 
 impl Leases {
-    fn add(&mut self, container: impl ToString, pools: &[Pool]) -> Vec<String> {
+    fn add(&mut self, container: impl Copy + ToString, pools: &[Pool]) -> Vec<String> {
         let grant = self.grant(pools, &Wanted::default()).unwrap();
         self.take(&key(container), &grant);
         text(&grant.addresses)

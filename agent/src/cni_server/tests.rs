@@ -41,7 +41,7 @@ fn reply(from: &mut Stream) -> Reply {
 }
 
 /// Says what it got: the container, and what the descriptor is open on.
-fn echo(request: Request, descriptor: Option<OwnedFd>, _: Instant) -> Reply {
+fn echo(request: &Request, descriptor: Option<OwnedFd>, _: Instant) -> Reply {
     if request.key.container == "panic" {
         panic!("told to");
     }
@@ -91,7 +91,7 @@ async fn nobody_is_in_anybodys_way() {
     let waiting = Arc::new(AtomicUsize::new(0));
     let handler = {
         let waiting = waiting.clone();
-        move |request: Request, descriptor, until| {
+        move |request: &Request, descriptor, until| {
             if request.key.container == "slow" {
                 waiting.fetch_add(1, Ordering::SeqCst);
                 std::thread::sleep(Duration::from_secs(3));
@@ -165,7 +165,7 @@ async fn who_is_being_served_is_served_to_the_end() {
     let begun = Arc::new(tokio::sync::Notify::new());
     let handler = {
         let begun = begun.clone();
-        move |request, descriptor, until| {
+        move |request: &Request, descriptor, until| {
             begun.notify_one();
             std::thread::sleep(Duration::from_millis(500));
             echo(request, descriptor, until)

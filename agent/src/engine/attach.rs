@@ -53,7 +53,7 @@ impl Engine {
         in_time(until)?;
         core.refuse_repetition(&request.key)?;
         core.trust()?;
-        core.attach(request, netns.as_fd(), place)
+        core.attach(request, netns.as_fd(), &place)
     }
 
     fn serve_del(&self, key: &EndpointKey, until: Instant) -> Result<(), Error> {
@@ -113,7 +113,7 @@ impl Core {
         &mut self,
         request: &Request,
         netns: BorrowedFd<'_>,
-        place: Netns,
+        place: &Netns,
     ) -> Result<Attachment, Error> {
         let Some(settings) = self.desired.as_ref().map(|desired| &desired.settings) else {
             return Err(Error::NotReady(self.missing().into_iter().collect()));
@@ -132,7 +132,7 @@ impl Core {
         }
         match self.plug(&endpoint, netns) {
             Ok(()) => {
-                self.parts.drivers.remember(&endpoint.key, &place);
+                self.parts.drivers.remember(&endpoint.key, place);
                 tracing::info!("attached {} by the {} path", endpoint.key, endpoint.path);
                 Ok(attachment(&endpoint))
             }

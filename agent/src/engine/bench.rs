@@ -28,7 +28,7 @@ impl Recorder {
         self.0.lock().unwrap()
     }
 
-    fn call(&self, name: &'static str, what: String) -> Result<(), DataplaneError> {
+    fn call(&self, name: &'static str, what: &str) -> Result<(), DataplaneError> {
         let mut log = self.log();
         log.calls.push(format!("{name}{what}"));
         match log.fail {
@@ -58,11 +58,11 @@ impl Dataplane for Recorder {
     fn apply(&mut self, update: Update<'_>) -> Result<(), DataplaneError> {
         match update {
             Update::Whole(snapshot) => {
-                self.call("whole", format!(" {}", snapshot.endpoints.len()))?;
+                self.call("whole", &format!(" {}", snapshot.endpoints.len()))?;
                 self.log().snapshot = Some(snapshot.clone());
             }
             Update::Changes(deltas) => {
-                self.call("changes", deltas.iter().map(name).collect())?;
+                self.call("changes", &deltas.iter().map(name).collect::<String>())?;
                 let mut log = self.log();
                 let snapshot = log.snapshot.as_mut().expect("changes come after a whole state");
                 deltas.iter().cloned().for_each(|delta| snapshot.apply(delta));
@@ -72,19 +72,19 @@ impl Dataplane for Recorder {
     }
 
     fn attach(&mut self, endpoint: &Endpoint, _: BorrowedFd<'_>) -> Result<(), DataplaneError> {
-        self.call("attach", format!(" {}", endpoint.key.container))?;
+        self.call("attach", &format!(" {}", endpoint.key.container))?;
         self.log().attached.push(endpoint.key.clone());
         Ok(())
     }
 
     fn detach(&mut self, endpoint: &EndpointKey) -> Result<(), DataplaneError> {
-        self.call("detach", format!(" {}", endpoint.container))?;
+        self.call("detach", &format!(" {}", endpoint.container))?;
         self.log().attached.retain(|key| key != endpoint);
         Ok(())
     }
 
     fn mend(&mut self) -> Result<Vec<String>, DataplaneError> {
-        self.call("mend", String::new()).map(|()| vec!["cw-vxlan was gone".to_owned()])
+        self.call("mend", "").map(|()| vec!["cw-vxlan was gone".to_owned()])
     }
 
     fn counters(&mut self) -> Result<Counters, DataplaneError> {

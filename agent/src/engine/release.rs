@@ -34,12 +34,13 @@ impl Core {
     /// Carries out the deletions that the plugin could not tell us of.
     pub(super) fn replay_tombstones(&mut self) {
         let directory = self.parts.config.tombstones.clone();
-        let told =
-            list(&directory).map(|files| files.into_iter().filter_map(|file| self.replay(&file).err()));
-        let done = match told.map(|failures| failures.collect::<Vec<_>>()) {
+        let done = match list(&directory) {
             Err(error) => Err(chain(&error)),
-            Ok(failures) if failures.is_empty() => Ok(()),
-            Ok(failures) => Err(failures.iter().map(|error| chain(error)).collect::<Vec<_>>().join("; ")),
+            Ok(files) => {
+                let failures = files.iter().filter_map(|file| self.replay(file).err());
+                let texts: Vec<_> = failures.map(|error| chain(&error)).collect();
+                if texts.is_empty() { Ok(()) } else { Err(texts.join("; ")) }
+            }
         };
         self.note("replaying deletions", done);
     }

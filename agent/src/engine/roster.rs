@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use causeway_model::{Endpoint, EndpointKey};
 
 use crate::identity::{Identities, LabelSet};
-use crate::sources::World;
+use crate::sources::{PodObject, World};
 
 /// The endpoints of this node with the labels and identities they have now.
 #[derive(Default)]
@@ -68,7 +68,7 @@ fn label_set(endpoint: &Endpoint, world: &World) -> Option<LabelSet> {
     Some(match &endpoint.pod {
         Some(pod) => {
             let namespace = world.namespace_labels(&cluster, &pod.namespace);
-            let labels = world.pod(pod).map_or_else(|| endpoint.labels.clone(), |object| object.labels());
+            let labels = world.pod(pod).map_or_else(|| endpoint.labels.clone(), PodObject::labels);
             LabelSet::new(cluster, pod.namespace.as_str(), namespace, labels)
         }
         None => LabelSet::new(cluster, "", BTreeMap::new(), endpoint.labels.clone()),

@@ -16,7 +16,7 @@ fn node(prefixes: &[&str]) -> Node {
     }
 }
 
-fn key(container: impl ToString) -> EndpointKey {
+fn key(container: impl Copy + ToString) -> EndpointKey {
     EndpointKey { network: "pods".into(), container: container.to_string(), interface: "eth0".into() }
 }
 
@@ -39,7 +39,7 @@ fn record(key: EndpointKey, grant: &Grant) -> Record {
 impl Store {
     fn add(
         &mut self,
-        container: impl ToString,
+        container: impl Copy + ToString,
         pools: &[Pool],
         wanted: &Wanted,
     ) -> Result<Vec<IpAddr>, Error> {
@@ -321,7 +321,7 @@ fn a_full_disk_keeps_nothing_and_harms_nothing() {
     kept.sort();
     assert_eq!(store.records().keys().cloned().collect::<Vec<_>>(), kept);
     fs::remove_file(filler).unwrap();
-    let late = |number: u32| store.add(format!("late{number}"), &pools, &Wanted::default()).err();
+    let late = |number: u32| store.add(format!("late{number}").as_str(), &pools, &Wanted::default()).err();
     let full = (0..).find_map(late).unwrap();
     assert_eq!(full.failure().code, 100, "{full}");
     assert_eq!(store.records().len(), 252, "the whole range can be used");
