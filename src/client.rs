@@ -39,3 +39,43 @@ pub fn print(text: &str) -> anyhow::Result<()> {
         done => done.context("writing the answer"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::*;
+
+    fn answer_with(answer: &'static str) -> anyhow::Result<String> {
+        let path = std::env::temp_dir().join(format!("causeway-client-{:?}.sock", thread::current().id()));
+        drop(std::fs::remove_file(&path));
+        let listener = UnixListener::bind(&path)?;
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            let mut question = [0; 64];
+            let length = stream.read(&mut question).expect("a question");
+            stream.write_all(answer.as_bytes()).expect("a listener");
+            String::from_utf8_lossy(&question[..length]).into_owned()
+        });
+        let got = get(&path, "/v1/status");
+        assert!(server.join().expect("a server").starts_with("GET /v1/status HTTP/1.0\r\n"));
+        std::fs::remove_file(&path)?;
+        got
+    }
+
+    #[test]
+    fn a_page_is_its_body_and_a_refusal_an_error() {
+        let page = answer_with("HTTP/1.0 200 OK\r\ncontent-type: x\r\n\r\n{}");
+        assert_eq!(page.expect("a page"), "{}");
+        let refused = answer_with("HTTP/1.0 404 Not Found\r\n\r\nno such page").expect_err("a refusal");
+        assert!(refused.to_string().contains("404 Not Found: no such page"), "{refused}");
+        assert!(answer_with("nonsense").is_err());
+    }
+
+    #[test]
+    fn a_missing_agent_is_named_by_its_socket() {
+        let error = get(Path::new("/nowhere/api.sock"), "/v1/status").expect_err("nobody");
+        assert_eq!(error.to_string(), "no agent answers at /nowhere/api.sock");
+    }
+}

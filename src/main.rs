@@ -139,3 +139,22 @@ fn one_line(error: &anyhow::Error) -> String {
     }
     line
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let inner = std::io::Error::other("no such thing");
+        let error = anyhow::Error::new(inner).context("looking: no such thing").context("starting");
+        assert_eq!(one_line(&error), "starting: looking: no such thing");
+    }
+}

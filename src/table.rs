@@ -149,3 +149,72 @@ fn list(items: impl IntoIterator<Item = impl Display>) -> String {
 fn or(text: String, none: &str) -> String {
     if text.is_empty() { none.to_owned() } else { text }
 }
+
+#[cfg(test)]
+mod tests {
+    use causeway_model::DropReason;
+    use causeway_model::operator::{PathStatus, PeerStatus, SourceStatus};
+    use causeway_model::{NodeId, Path, TunnelOwner};
+
+    use super::*;
+
+    fn waiting() -> Status {
+        Status {
+            version: 1,
+            release: "1.2.3 (abc)".into(),
+            node: None,
+            waiting_for: vec!["Node east in cluster lyon".into()],
+            path: PathStatus {
+                asked: "fast".into(),
+                path: Path::Kernel,
+                reason: "asked for fast, but there is none".into(),
+                tunnel: TunnelOwner::Kernel,
+            },
+            peers: Vec::new(),
+            endpoints: [(Path::Kernel, 3)].into(),
+            tunnel_sent: Count { packets: 2, bytes: 200 },
+            tunnel_received: Count::default(),
+            drops: Default::default(),
+            source: SourceStatus { what: "manifests in /m".into(), synchronised: false, age_seconds: None },
+            problems: Vec::new(),
+            limits: Vec::new(),
+            repairs: 0,
+            mended: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_waiting_agent_says_for_what_and_shows_no_empty_sections() {
+        let page = status(&waiting());
+        for line in [
+            "agent            1.2.3 (abc)",
+            "node             not known yet",
+            "path             kernel (asked: fast; asked for fast, but there is none)",
+            "endpoints        3 kernel",
+            "tunnel sent      2 packets, 200 bytes",
+            "source           manifests in /m, not read yet",
+            "state            waiting",
+            "  Node east in cluster lyon",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line:?} is not in\n{page}");
+        }
+        assert!(!page.contains("peers") && !page.contains("problems") && !page.contains("repairs"), "{page}");
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let mut full = waiting();
+        let peer = |cluster: &str, name: &str| PeerStatus {
+            id: NodeId { cluster: cluster.parse().expect("a name"), name: name.parse().expect("a name") },
+            tunnel_address: [192, 0, 2, 1].into(),
+            pod_prefixes: Vec::new(),
+        };
+        full.peers = vec![peer("a", "a-long-name"), peer("a-long-cluster", "b")];
+        full.drops = [(DropReason::TooBig, Count { packets: 7, bytes: 10_000 })].into();
+        let page = status(&full);
+        let columns: Vec<_> = page.lines().filter_map(|line| line.find("192.0.2.1")).collect();
+        assert_eq!(columns.len(), 2);
+        assert_eq!(columns[0], columns[1], "{page}");
+        assert!(page.contains("too-big  7        10000"), "{page}");
+    }
+}

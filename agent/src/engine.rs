@@ -22,7 +22,7 @@ use causeway_model::{Dataplane, DataplaneError, Delta, EndpointKey, Snapshot, Up
 
 use crate::config::Config;
 use crate::datapath::{Driver, Drivers, PathChoice};
-use crate::desired::{Desired, Given, Link, desired};
+use crate::desired::{Desired, Given, Link, NotReady, desired};
 use crate::error::{Error, chain};
 use crate::machine::Machine;
 use crate::sources::World;
@@ -117,12 +117,11 @@ impl Engine {
                 core.roster.identify(&world);
                 core.world = Some(world);
             }
-            Err(trouble) => {
-                if core.world.is_none() {
-                    core.waiting = Some(trouble.clone());
-                }
-                core.note("reading the source", Err(trouble));
+            // A source that was never there may come; one that was is missed.
+            Err(trouble) if core.world.is_none() => {
+                core.waiting = Some(format!("{} ({trouble})", core.parts.source));
             }
+            Err(trouble) => core.note("reading the source", Err(trouble)),
         }
         core.settle();
         self.changed.notify_all();
@@ -169,7 +168,7 @@ impl Core {
                 self.note("bringing the data path to its desired state", done.map_err(|error| chain(&error)));
             }
             // What was brought about before stays.
-            Err(not_ready) => self.waiting = Some(not_ready.to_string()),
+            Err(NotReady::Waiting(what) | NotReady::Refused(what)) => self.waiting = Some(what),
         }
     }
 

@@ -187,6 +187,11 @@ fn nothing_is_opened_before_the_world_is_known() {
     assert_eq!(failure.code, Failure::TRY_AGAIN);
     assert!(failure.msg.contains("the first reading of manifests in a test"), "{}", failure.msg);
     engine.hear(Err("reading the directory of manifests /x: not there".into()));
+    assert_eq!(
+        engine.waiting_for(),
+        ["manifests in a test (reading the directory of manifests /x: not there)"]
+    );
+    assert_eq!(engine.report().status.problems, Vec::<String>::new());
     let node_only = world(&[WEST]);
     engine.hear(Ok(node_only));
     let failure = engine.try_add("c1").unwrap_err();
@@ -319,6 +324,12 @@ fn news_of_the_world_reaches_the_data_path_as_changes() {
     assert_eq!(engine.waiting_for().len(), 1);
     engine.hear(Ok(world(&[CLUSTER])));
     assert_eq!(engine.waiting_for(), Vec::<String>::new());
+    // The source is gone: the same, and a problem until it is back.
+    engine.hear(Err("no such directory".into()));
+    assert_eq!(engine.report().status.problems, ["reading the source: no such directory"]);
+    engine.hear(Ok(world(&[CLUSTER])));
+    assert_eq!(engine.report().status.problems, Vec::<String>::new());
+    assert_eq!(bench.dataplane.calls(), Vec::<String>::new());
 }
 
 #[test]
