@@ -1,6 +1,6 @@
 use causeway_model::DropReason;
 use causeway_wire::checksum::{Sum, never_zero};
-use causeway_wire::{Ethernet, IpProtocol, Ipv4, Tcp, Udp};
+use causeway_wire::{IpProtocol, Tcp, Udp};
 
 use crate::packet::{Family, Transport};
 use crate::{Buffer, Frame};
@@ -95,11 +95,10 @@ impl Offload {
 /// Checks what a sender says it left to do against its packet, whose IP header was examined before.
 #[cold]
 pub(crate) fn settle<B: Buffer>(frame: &mut Frame<B>) -> Result<(), DropReason> {
-    if let Checksum::Partial { start, offset } = frame.offload.checksum {
-        let (start, end) = (usize::from(start), usize::from(start) + usize::from(offset) + 2);
-        if start < Ethernet::LEN + Ipv4::LEN || end > frame.head().len() {
-            return Err(DropReason::Malformed);
-        }
+    if let Checksum::Partial { start, offset } = frame.offload.checksum
+        && !is_transport_checksum(frame.head(), start.into(), offset.into())
+    {
+        return Err(DropReason::Malformed);
     }
     if let Some(gso) = frame.offload.gso {
         let headers = segment_headers(frame, gso).ok_or(DropReason::Malformed)?;
@@ -107,6 +106,23 @@ pub(crate) fn settle<B: Buffer>(frame: &mut Frame<B>) -> Result<(), DropReason> 
         frame.offload.gso = (!one).then_some(Gso { headers: headers as u16, ..gso });
     }
     Ok(())
+}
+
+/// Whether a checksum is where a transport has it, or inside of a tunnel of the sender's own. Anywhere else its completion would
+/// write over what was judged before: addresses and ports.
+fn is_transport_checksum(head: &[u8], start: usize, offset: usize) -> bool {
+    let Ok(transport) = Transport::find(head) else { return false };
+    let behind = start.checked_sub(transport.offset);
+    let is_its_own = match (transport.protocol, behind) {
+        (_, None) => false,
+        (IpProtocol::TCP, Some(behind)) => behind == 0 && offset == 16,
+        (IpProtocol::UDP, Some(0)) => offset == 6,
+        (IpProtocol::UDP, Some(behind)) => behind >= Udp::LEN,
+        (IpProtocol::ICMPV6, Some(behind)) => behind == 0 && offset == 2,
+        (IpProtocol::ICMPV4 | IpProtocol::SCTP, _) => false,
+        _ => true,
+    };
+    is_its_own && !transport.fragment && start + offset + 2 <= head.len()
 }
 
 /// Bytes before the payload of a frame that stands for several, if it is what it says it is.

@@ -1,5 +1,6 @@
 //! Two nodes and their pods as the packet program sees them, frames written by another library, and sums added up the slow way.
 #![expect(dead_code, reason = "each test binary uses its own part of the rig")]
+#![expect(clippy::unwrap_used, reason = "a rig that cannot be built fails its test")]
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -26,6 +27,13 @@ pub const NEXT_HOP: MacAddr = MacAddr([2, 0xcc, 0, 0, 0, 2]);
 pub struct Bytes {
     head: Vec<u8>,
     tail: Vec<u8>,
+}
+
+impl Bytes {
+    /// One segment of these bytes.
+    pub fn of(head: &[u8]) -> Self {
+        Self { head: head.to_vec(), tail: Vec::new() }
+    }
 }
 
 impl Buffer for Bytes {
