@@ -244,14 +244,9 @@ impl KernelDataplane {
             let stats = &tunnel.stats;
             counters.tunnel_sent = Count { packets: stats.tx_packets, bytes: stats.tx_bytes };
             counters.tunnel_received = Count { packets: stats.rx_packets, bytes: stats.rx_bytes };
-            // The device counts a refusal by RFC 6040 as a frame error, and every frame error as an error.
-            let other = stats.rx_errors.saturating_sub(stats.rx_frame_errors);
-            for (reason, packets) in
-                [(DropReason::EcnNotCapable, stats.rx_frame_errors), (DropReason::KernelMalformed, other)]
-            {
-                if packets > 0 {
-                    *counters.drops.entry(reason).or_default() += Count { packets, bytes: 0 };
-                }
+            if stats.rx_errors > 0 {
+                let count = Count { packets: stats.rx_errors, bytes: 0 };
+                counters.drops.insert(DropReason::KernelMalformed, count);
             }
         }
         for endpoint in self.desired.iter().flat_map(Desired::veths) {

@@ -295,7 +295,10 @@ impl Context<'_> {
     fn of_node(&self) -> Wishes {
         let Settings { overlay, node, tunnel_address, pod_mtu, .. } = self.settings;
         let mut wishes = Wishes::default();
-        for path in [IPV4_FORWARDING, IPV6_FORWARDING] {
+        for (family, path) in [(Family::V4, IPV4_FORWARDING), (Family::V6, IPV6_FORWARDING)] {
+            if node.pod_prefixes_of(family).next().is_none() {
+                continue;
+            }
             wishes.objects.push(Object::Sysctl(Sysctl { link: None, path: path.into(), value: "1" }));
         }
         if self.kernel_tunnel() {
@@ -472,3 +475,6 @@ fn link_sysctls(link: &str, more: &[(&str, &str, &'static str)]) -> Vec<Object> 
     };
     settings.map(sysctl).collect()
 }
+
+#[cfg(test)]
+mod tests;

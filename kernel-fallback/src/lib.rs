@@ -10,7 +10,9 @@ mod element;
 mod error;
 mod install;
 mod mend;
+pub mod namespace;
 mod netlink;
+mod nfnetlink;
 mod nft;
 mod objects;
 mod observe;
@@ -27,3 +29,8 @@ pub use error::{KernelError, Refusal};
 pub use objects::{
     HOST_END_MTU, HOST_LINK, ROUTE_PROTOCOL, ROUTE_TABLE, RULE_PRIORITY, TUNNEL_LINK, UPLINK_LINK,
 };
+
+/// Takes a link away by its name, in the network namespace of this thread; one that is not there is no failure.
+pub fn delete_link(name: &str) -> Result<(), KernelError> {
+    install::remove_link(&mut netlink::Netlink::route()?, name)
+}

@@ -6,7 +6,7 @@ use crate::dataplane::KernelDataplane;
 use crate::desired::Desired;
 use crate::error::KernelError;
 use crate::install::{install, remove, remove_link};
-use crate::objects::{LinkState, Object, ObjectId, TUNNEL_LINK, Vxlan, is_our_link};
+use crate::objects::{LinkState, Object, ObjectId, TUNNEL_LINK, Vxlan, is_governed};
 use crate::observe::{self, Link};
 use crate::sysctl;
 
@@ -18,6 +18,10 @@ impl KernelDataplane {
     /// Makes everything what it shall be, touching only what is not. Returns what was mended, in words.
     pub(crate) fn reconcile(&mut self) -> Result<Vec<String>, KernelError> {
         let mut mended = Vec::new();
+        // Before a state is known nothing is wrong: what is there is what an agent before us left for its pods.
+        if self.desired.is_none() {
+            return Ok(mended);
+        }
         for _ in 0..PASSES {
             let before = mended.len();
             self.pass(&mut mended)?;
@@ -96,7 +100,7 @@ impl KernelDataplane {
 
     fn mend_objects(&mut self) -> Result<Vec<String>, KernelError> {
         let links = observe::links(&mut self.netlink)?;
-        let found = observe::objects(&mut self.netlink, &links, is_our_link)?;
+        let found = observe::objects(&mut self.netlink, &links, is_governed)?;
         let Some(desired) = &self.desired else { return Ok(Vec::new()) };
         let (mut missing, mut wanted) = (Vec::new(), BTreeMap::new());
         for object in desired.objects.iter() {

@@ -7,16 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use causeway_model::{Count, DropReason};
-use netlink_packet_core::{
-    DecodeError, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, NlasIterator,
-};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use serde::{Deserialize, Serialize};
 
 use crate::desired::{Difference, Wanted};
 use crate::element::{BySet, Element, by_set};
 use crate::error::KernelError;
-use crate::netlink::{Failure, Netlink};
+use crate::netlink::Netlink;
+use crate::nfnetlink::{counters, generation};
 use crate::ruleset::{Ruleset, TABLE, delta};
 
 /// What was loaded, for the next process: the text that we wrote, and how nft lists it.
@@ -115,7 +113,7 @@ impl Nft {
 
     /// What was dropped, by reason, since the table was first loaded.
     pub(crate) fn counters(&mut self) -> Result<BTreeMap<DropReason, Count>, KernelError> {
-        for (reason, count) in counters()? {
+        for (reason, count) in counters(&mut self.netlink)? {
             let highest = self.counted.entry(reason).or_default();
             if count.packets >= highest.packets {
                 *highest = count;
@@ -250,30 +248,6 @@ fn listing() -> Result<Option<String>, KernelError> {
     list(&["-s", "list", "table", "inet", TABLE])
 }
 
-fn counters() -> Result<BTreeMap<DropReason, Count>, KernelError> {
-    #[derive(Deserialize)]
-    struct Listing {
-        nftables: Vec<Item>,
-    }
-    #[derive(Deserialize)]
-    struct Item {
-        counter: Option<Counter>,
-    }
-    #[derive(Deserialize)]
-    struct Counter {
-        name: DropReason,
-        packets: u64,
-        bytes: u64,
-    }
-    let Some(json) = list(&["-j", "list", "counters", "table", "inet", TABLE])? else {
-        return Ok(BTreeMap::new());
-    };
-    let listing: Listing = serde_json::from_str(&json)
-        .map_err(|error| KernelError::Nft { doing: "listing counters".into(), stderr: error.to_string() })?;
-    let counters = listing.nftables.into_iter().filter_map(|item| item.counter);
-    Ok(counters.map(|c| (c.name, Count { packets: c.packets, bytes: c.bytes })).collect())
-}
-
 /// A listing without the elements of its sets.
 fn chains(listing: &str) -> String {
     let mut rest = listing;
@@ -321,58 +295,6 @@ fn complaints<'a>(
         }
     }
     complaints
-}
-
-/// A record of nfnetlink, unread.
-#[derive(Debug)]
-struct Record {
-    kind: u16,
-    body: Vec<u8>,
-}
-
-/// NFNL_SUBSYS_NFTABLES and NFT_MSG_GETGEN.
-const GET_GENERATION: u16 = 10 << 8 | 16;
-/// NFTA_GEN_ID.
-const GENERATION_ID: u16 = 1;
-/// `struct nfgenmsg`: family, version, resource.
-const HEADER: usize = 4;
-
-impl NetlinkSerializable for Record {
-    fn message_type(&self) -> u16 {
-        self.kind
-    }
-
-    fn buffer_len(&self) -> usize {
-        self.body.len()
-    }
-
-    fn serialize(&self, buffer: &mut [u8]) {
-        buffer[..self.body.len()].copy_from_slice(&self.body);
-    }
-}
-
-impl NetlinkDeserializable for Record {
-    type Error = DecodeError;
-
-    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
-        Ok(Self { kind: header.message_type, body: payload.to_vec() })
-    }
-}
-
-/// The number of the last transaction of this namespace's nftables, whoever made it.
-fn generation(netlink: &mut Netlink) -> Result<u32, KernelError> {
-    let doing = "asking for the generation of nftables";
-    let question = Record { kind: GET_GENERATION, body: vec![0; HEADER] };
-    let answer = netlink.exchange(question, NLM_F_REQUEST).map_err(|failure| match failure {
-        Failure::Refused(source) => KernelError::Netlink { doing: doing.into(), source },
-        Failure::Io(source) => KernelError::Io { doing: doing.into(), source },
-    })?;
-    let body = answer.records.first().and_then(|record| record.body.get(HEADER..)).unwrap_or_default();
-    let id = NlasIterator::new(body).flatten().find(|nla| nla.kind() == GENERATION_ID);
-    id.and_then(|nla| nla.value().try_into().ok().map(u32::from_be_bytes)).ok_or_else(|| KernelError::Io {
-        doing: doing.into(),
-        source: std::io::Error::from(ErrorKind::InvalidData),
-    })
 }
 
 #[cfg(test)]

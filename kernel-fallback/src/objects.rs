@@ -28,6 +28,11 @@ pub(crate) fn is_our_link(name: &str) -> bool {
     matches!(name, TUNNEL_LINK | HOST_LINK | UPLINK_LINK) || is_pod_link(name)
 }
 
+/// True for a link whose addresses and neighbours are all made here; those of the fast path's uplink are not.
+pub(crate) fn is_governed(name: &str) -> bool {
+    matches!(name, TUNNEL_LINK | HOST_LINK) || is_pod_link(name)
+}
+
 /// True for the node's end of a pod's veth.
 pub(crate) fn is_pod_link(name: &str) -> bool {
     name.starts_with(LinkName::POD_PREFIX)

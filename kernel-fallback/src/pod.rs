@@ -6,11 +6,11 @@ use std::os::fd::BorrowedFd;
 use causeway_model::{Endpoint, Family, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, IpNetwork};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{RouteMessage, RouteType};
-use nix::sched::{CloneFlags, setns};
 
 use crate::desired::single;
 use crate::error::KernelError;
 use crate::install::{family, install};
+use crate::namespace::within;
 use crate::netlink::Netlink;
 use crate::objects::{LinkState, MAIN_TABLE, Object, Route, Sysctl, Way};
 use crate::{observe, sysctl};
@@ -18,13 +18,13 @@ use crate::{observe, sysctl};
 /// Gives a pod's interface everything it needs to talk, and brings it up. What is right already is left alone, so that a
 /// pod can be configured again at any time. A default route through another interface of the pod is kept.
 pub fn configure(netns: BorrowedFd<'_>, interface: &str, endpoint: &Endpoint) -> Result<(), KernelError> {
-    inside(netns, || {
+    within(netns, || {
         let mut netlink = Netlink::route()?;
         for object in objects(&mut netlink, interface, endpoint)? {
             install(&mut netlink, &object)?;
         }
         Ok(())
-    })
+    })?
 }
 
 /// In what a pod's interface differs from what [`configure`] makes of it, in words; empty when in nothing.
@@ -33,7 +33,7 @@ pub fn verify(
     interface: &str,
     endpoint: &Endpoint,
 ) -> Result<Vec<String>, KernelError> {
-    inside(netns, || {
+    within(netns, || {
         let mut netlink = Netlink::route()?;
         let links = observe::links(&mut netlink)?;
         if !links.contains_key(interface) {
@@ -51,24 +51,7 @@ pub fn verify(
             }
         }
         Ok(missing)
-    })
-}
-
-/// Runs a function in another network namespace, on a thread of its own: a namespace belongs to a thread, and one that
-/// has been elsewhere is not used again.
-pub fn inside<T: Send>(
-    netns: BorrowedFd<'_>,
-    function: impl FnOnce() -> Result<T, KernelError> + Send,
-) -> Result<T, KernelError> {
-    let entered = || {
-        setns(netns, CloneFlags::CLONE_NEWNET).map_err(|errno| KernelError::Io {
-            doing: "entering the pod's network namespace".into(),
-            source: errno.into(),
-        })?;
-        function()
-    };
-    std::thread::scope(|scope| scope.spawn(entered).join())
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?
 }
 
 /// Everything inside the pod, in the order of making.

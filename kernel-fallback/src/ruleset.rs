@@ -160,6 +160,8 @@ impl Ruleset {
             refuse(DropReason::InnerVlan),
             refuse(DropReason::InnerNotIp),
         );
+        // The tunnel device would refuse it as well (RFC 6040 §4.2), but counts it under one name with other errors.
+        let ecn = refuse(DropReason::EcnNotCapable);
         // Fragments are judged before they are put together again (-400). Only the first one shows its port; without it
         // the others come to nothing.
         // A network identifier that is nobody's here is counted and left to the kernel, which drops it: a device that was
@@ -191,11 +193,13 @@ impl Ruleset {
  }}
  chain inner4 {{
   udp length < 50 {malformed}
+  {outer} ecn ce @th,254,2 0 {ecn}
   {outer} saddr . @th,336,32 @inner4 return
   {foreign}
  }}
  chain inner6 {{
   udp length < 70 {malformed}
+  {outer} ecn ce @th,250,2 0 {ecn}
   {outer} saddr . @th,304,128 @inner6 return
   {foreign}
  }}

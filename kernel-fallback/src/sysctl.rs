@@ -28,9 +28,10 @@ pub(crate) fn read(path: &str) -> Result<Option<String>, KernelError> {
     }
 }
 
-/// Gives a setting its value, and touches nothing when it has it already.
+/// Gives a setting its value, and touches nothing when it has it already. A setting that the kernel does not have, IPv6
+/// being off, is not missed: what needs it fails by itself.
 pub(crate) fn write(path: &str, value: &str) -> Result<(), KernelError> {
-    if read(path)?.as_deref() == Some(value) {
+    if read(path)?.is_none_or(|present| present == value) {
         return Ok(());
     }
     fs::write(file(path), value).map_err(KernelError::io(format!("setting sysctl {path} to {value}")))
@@ -58,7 +59,7 @@ impl Before {
 
     /// Gives a setting of the whole namespace its value; what it was, and what changes with it, is on disk before.
     pub(crate) fn write(&self, path: &str, value: &str) -> Result<(), KernelError> {
-        if read(path)?.as_deref() == Some(value) {
+        if read(path)?.is_none_or(|present| present == value) {
             return Ok(());
         }
         self.remember(path)?;

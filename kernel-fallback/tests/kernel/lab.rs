@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use causeway_kernel_fallback::{KernelDataplane, KernelOptions, pod};
+use causeway_kernel_fallback::{KernelDataplane, KernelOptions, namespace};
 use causeway_model::{
     Dataplane, Delta, Endpoint, EndpointKey, Identity, MacAddr, Node, NodeId, Overlay, Path, PortKind,
     Settings, Snapshot, TunnelOwner, Update,
@@ -41,7 +41,7 @@ impl Namespace {
 
     /// Runs a function on a thread in this namespace.
     pub fn inside<T: Send>(&self, function: impl FnOnce() -> T + Send) -> T {
-        pod::inside(self.open().as_fd(), || Ok(function())).unwrap()
+        namespace::within(self.open().as_fd(), function).unwrap()
     }
 
     /// Runs a command that must succeed; returns what it said.
@@ -188,8 +188,16 @@ impl LabNode {
 
     /// A data path that has just been started, and knows nothing of the one before.
     pub fn restart(&mut self) {
-        let options =
-            KernelOptions { state: self.state.path().join("sysctls.json"), mask_reserved_bits: false };
+        self.start(false);
+    }
+
+    /// The same, on a kernel that seems to know less.
+    pub fn restart_masked(&mut self) {
+        self.start(true);
+    }
+
+    fn start(&mut self, mask_reserved_bits: bool) {
+        let options = KernelOptions { state: self.state.path().join("sysctls.json"), mask_reserved_bits };
         self.dataplane = self.ns.inside(|| KernelDataplane::new(options)).unwrap();
     }
 

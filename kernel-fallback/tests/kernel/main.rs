@@ -1,6 +1,12 @@
 //! The kernel path on real kernels: nodes and pods in scratch network namespaces.
 
+#[cfg(test)]
 mod lab;
+#[cfg(test)]
 mod mending;
+#[cfg(test)]
 mod reachability;
+#[cfg(test)]
 mod refusals;
+#[cfg(test)]
+mod scale;

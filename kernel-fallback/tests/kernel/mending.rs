@@ -97,6 +97,7 @@ fn a_new_agent_touches_nothing_but_its_table() {
     let before = picture(&node.ns);
     let monitor = Monitor::new(&node.ns);
     node.restart();
+    assert_eq!(node.mend(), Vec::<String>::new(), "what it knows nothing of is not wrong");
     node.apply_whole();
     let heard = monitor.heard();
     let heard: Vec<_> =
@@ -211,9 +212,12 @@ fn everything_of_ours_can_be_taken_away() {
         let mut lab = Lab::bare(2, &UNDERLAY);
         lab.nodes[0].ns.run("sysctl -w net.ipv4.conf.all.accept_redirects=0");
         lab.nodes[0].ns.run("sysctl -w net.ipv6.conf.eth0.accept_ra=1");
+        lab.nodes[0].ns.run("sysctl -w net.ipv4.conf.eth0.forwarding=1");
         let before = picture(&lab.nodes[0].ns);
         lab.nodes[0].apply_whole();
         let a = lab.add_pod(0);
+        let accepts = lab.nodes[0].ns.run("sysctl -n net.ipv6.conf.eth0.accept_ra");
+        assert_eq!(accepts.trim(), "2", "a node that forwards still hears its routers");
         lab.nodes[0].ns.run("nft add table netdev causeway");
         assert_ne!(before, picture(&lab.nodes[0].ns));
         let state = lab.nodes[0].state.path().join("sysctls.json");
@@ -332,7 +336,7 @@ fn a_change_that_fails_leaves_the_old_state_in_force() {
     let delta = Delta::Settings(Box::new(settings));
     match node.on(|dataplane| dataplane.apply(causeway_model::Update::Changes(&[delta]))) {
         Err(DataplaneError::Refused(text)) => {
-            assert!(text.contains("99") && text.contains("taken"), "{text}")
+            assert!(text.contains("99") && text.contains("taken"), "{text}");
         }
         other => panic!("{other:?}"),
     }

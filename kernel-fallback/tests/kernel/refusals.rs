@@ -3,6 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 use crate::lab::{Lab, LabNode, LabPod, Namespace, UNDERLAY};
 use causeway_model::{Dataplane, Delta, DropReason, MacAddr};
 
@@ -180,7 +182,7 @@ fn a_stranger_is_no_sender() {
     stranger.run("ip addr add 192.0.2.99/24 dev eth0");
     stranger.run("ip link set eth0 up");
     refused(&mut lab.nodes[0], DropReason::UnknownSender, || {
-        send(&stranger, [192, 0, 2, 99].into(), to, &frame)
+        send(&stranger, [192, 0, 2, 99].into(), to, &frame);
     });
     // A node whose prefixes are others, and one that was removed a moment ago.
     let third = lab.nodes[2].snapshot.settings.node.id.clone();
@@ -224,5 +226,88 @@ fn counts_go_on_when_the_table_is_loaded_again() {
         }
         node.apply_whole();
         node.mend();
+    }
+}
+
+#[test]
+fn a_kernel_that_cannot_ignore_reserved_bits_says_so() {
+    let mut lab = Lab::bare(2, &UNDERLAY);
+    lab.nodes[1].apply_whole();
+    // A device that ignores them is there already, from an agent that was not masked.
+    lab.nodes[0].apply_whole();
+    assert_eq!(lab.nodes[0].dataplane.limits(), Vec::<String>::new());
+    lab.nodes[0].restart_masked();
+    lab.nodes[0].apply_whole();
+    let limits = lab.nodes[0].dataplane.limits();
+    assert!(limits.len() == 1 && limits[0].contains("strict reserved bits"), "{limits:?}");
+    assert_eq!(lab.nodes[0].mend(), Vec::<String>::new());
+    let (a, b) = (lab.add_pod(0), lab.add_pod(1));
+    assert!(a.ns.ping(b.v4(), ""), "everything else works");
+    let ear = ear(&a);
+    let [own, other] = &mut lab.nodes[..] else { unreachable!("two nodes") };
+    let mac = own.snapshot.settings.node.vtep_mac;
+    let packet = ipv4(v4(b.v4()), v4(a.v4()), b"bits");
+    let frame = tunnel([8, 0xab, 0xcd, 0xef, 0, 0xca, 0x05, 0x55], mac, 0x0800, &packet);
+    let to = (own.underlay(0), 4789);
+    refused(own, DropReason::KernelMalformed, || send(&other.ns, [192, 0, 2, 2].into(), to, &frame));
+    assert!(!hears(&ear, b"bits"));
+}
+
+#[test]
+fn over_ipv6_the_sender_check_is_the_same() {
+    let mut lab = Lab::new(3, &[UNDERLAY[1], UNDERLAY[0]]);
+    let (a, b) = (lab.add_pod(0), lab.add_pod(1));
+    let ear = ear(&a);
+    let mac = lab.nodes[0].snapshot.settings.node.vtep_mac;
+    let to = (lab.nodes[0].underlay(0), 4789);
+    let frame = |source| tunnel(OURS, mac, 0x0800, &ipv4(source, v4(a.v4()), b"six"));
+    let (good, foreign) = (frame(v4(b.v4())), frame([10, 70, 3, 3].into()));
+    let [own, second, third] = &mut lab.nodes[..] else { unreachable!("three nodes") };
+    let (second_address, third_address) = (second.underlay(0), third.underlay(0));
+    send(&second.ns, second_address, to, &good);
+    assert!(hears(&ear, b"six"));
+    refused(own, DropReason::ForeignInnerSource, || send(&second.ns, second_address, to, &foreign));
+    refused(own, DropReason::ForeignInnerSource, || send(&third.ns, third_address, to, &good));
+    refused(own, DropReason::OuterFragment, || {
+        let big = tunnel(OURS, mac, 0x0800, &ipv4(v4(b.v4()), v4(a.v4()), &[7; 2000]));
+        send(&second.ns, second_address, to, &big);
+    });
+    // Over the family that is not the underlay's nobody is a sender.
+    refused(own, DropReason::UnknownSender, || {
+        send(&second.ns, [192, 0, 2, 2].into(), ([192, 0, 2, 1].into(), 4789), &good);
+    });
+    own.apply(Delta::PeerGone(third.snapshot.settings.node.id.clone()));
+    refused(own, DropReason::UnknownSender, || send(&third.ns, third_address, to, &good));
+    assert!(!hears(&ear, b"six"));
+}
+
+#[test]
+fn congestion_that_nobody_would_hear_of_is_a_drop() {
+    let mut lab = Lab::new(2, &UNDERLAY);
+    let (a, b) = (lab.add_pod(0), lab.add_pod(1));
+    let ear = ear(&a);
+    let [own, other] = &mut lab.nodes[..] else { unreachable!("two nodes") };
+    let mac = own.snapshot.settings.node.vtep_mac;
+    let send = |outer: i32, inner: u8| {
+        let mut packet = ipv4(v4(b.v4()), v4(a.v4()), b"ecn");
+        packet[1] = inner;
+        // The header's sum is over sixteen-bit words, and the field is the lower half of the first one.
+        let sum = u16::from_be_bytes([packet[10], packet[11]]) - u16::from(inner);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        other.ns.inside(|| {
+            let socket = UdpSocket::bind("192.0.2.2:0").unwrap();
+            setsockopt(&socket, sockopt::Ipv4Tos, &outer).unwrap();
+            socket.send_to(&tunnel(OURS, mac, 0x0800, &packet), "192.0.2.1:4789").unwrap();
+        });
+    };
+    for outer in 0..4 {
+        for inner in 0..4 {
+            if (outer, inner) == (3, 0) {
+                refused(own, DropReason::EcnNotCapable, || send(outer, inner));
+            } else {
+                send(outer, inner);
+                assert!(hears(&ear, b"ecn"), "outer {outer}, inner {inner}");
+            }
+        }
     }
 }
