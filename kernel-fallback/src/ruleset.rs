@@ -142,31 +142,10 @@ impl Ruleset {
     /// What the tunnel lets in. A frame is judged whole, before the tunnel device opens it; a field that lies behind the end
     /// of the packet matches nothing, so what is let in must match and everything else is refused.
     fn guard_tunnel(&self) -> String {
-        let (port, vni) = (self.port, self.vni);
-        let (outer, other) = match self.underlay {
-            Family::V4 => ("ip", "ipv6"),
-            Family::V6 => ("ip6", "ipv4"),
-        };
-        let (fragment, malformed, no_flag, no_tunnel, checksum) = (
-            refuse(DropReason::OuterFragment),
-            refuse(DropReason::Malformed),
-            refuse(DropReason::VxlanWithoutVni),
-            DropReason::NoSuchTunnel,
-            refuse(DropReason::OuterChecksum),
-        );
-        let (sender, foreign, vlan, not_ip) = (
-            refuse(DropReason::UnknownSender),
-            refuse(DropReason::ForeignInnerSource),
-            refuse(DropReason::InnerVlan),
-            refuse(DropReason::InnerNotIp),
-        );
-        // The tunnel device would refuse it as well (RFC 6040 §4.2), but counts it under one name with other errors.
-        let ecn = refuse(DropReason::EcnNotCapable);
         // Fragments are judged before they are put together again (-400). Only the first one shows its port; without it
         // the others come to nothing.
-        // A network identifier that is nobody's here is counted and left to the kernel, which drops it: a device that was
-        // moved to another namespace keeps its socket in this one and cannot be seen from here.
-        format!(
+        let (port, fragment) = (self.port, refuse(DropReason::OuterFragment));
+        let hooks = format!(
             " chain fragments {{
   type filter hook prerouting priority -450; policy accept;
   ip frag-off & 0x3fff != 0 udp dport {port} {fragment}
@@ -176,7 +155,26 @@ impl Ruleset {
   type filter hook input priority -310; policy accept;
   udp dport {port} jump tunnel
  }}
- chain tunnel {{
+"
+        );
+        hooks + &self.outer() + &self.inner()
+    }
+
+    /// Outer headers and the VXLAN header.
+    fn outer(&self) -> String {
+        let vni = self.vni;
+        let (outer, other) = match self.underlay {
+            Family::V4 => ("ip", "ipv6"),
+            Family::V6 => ("ip6", "ipv4"),
+        };
+        let (malformed, no_flag) = (refuse(DropReason::Malformed), refuse(DropReason::VxlanWithoutVni));
+        let (sender, checksum) = (refuse(DropReason::UnknownSender), refuse(DropReason::OuterChecksum));
+        let not_ip = refuse(DropReason::InnerNotIp);
+        // A network identifier that is nobody's here is counted and left to the kernel, which drops it: a device that was
+        // moved to another namespace keeps its socket in this one and cannot be seen from here.
+        let no_tunnel = DropReason::NoSuchTunnel;
+        format!(
+            " chain tunnel {{
   udp length < 16 {malformed}
   @th,64,8 & 0x08 == 0 {no_flag}
   @th,96,24 @other_tunnels return
@@ -188,7 +186,22 @@ impl Ruleset {
   @th,224,16 vmap {{ 0x0800 : goto inner4, 0x86dd : goto inner6, 0x8100 : goto inner_vlan, 0x88a8 : goto inner_vlan }}
   {not_ip}
  }}
- chain inner_vlan {{
+"
+        )
+    }
+
+    /// What lies inside: its length, its congestion marks, its source.
+    fn inner(&self) -> String {
+        let outer = match self.underlay {
+            Family::V4 => "ip",
+            Family::V6 => "ip6",
+        };
+        let (malformed, vlan) = (refuse(DropReason::Malformed), refuse(DropReason::InnerVlan));
+        let foreign = refuse(DropReason::ForeignInnerSource);
+        // The tunnel device would refuse it as well (RFC 6040 §4.2), but counts it under one name with other errors.
+        let ecn = refuse(DropReason::EcnNotCapable);
+        format!(
+            " chain inner_vlan {{
   {vlan}
  }}
  chain inner4 {{

@@ -159,6 +159,19 @@ fn whatever_another_hand_does_is_mended() {
     }
 }
 
+#[test]
+fn an_uplink_that_was_down_carries_the_tunnel_again() {
+    let mut lab = Lab::new(2, &UNDERLAY);
+    let (a, b) = (lab.add_pod(0), lab.add_pod(1));
+    let node = &mut lab.nodes[0];
+    node.ns.run("ip link set eth0 down");
+    node.mend();
+    assert!(!a.ns.ping(b.v4(), ""));
+    node.ns.run("ip link set eth0 up");
+    assert_eq!(node.mend(), Vec::<String>::new(), "nothing of ours hangs on the uplink");
+    assert!(a.ns.ping(b.v4(), "") && a.ns.ping(b.v6(), ""));
+}
+
 /// A picture without the numbers that the kernel gives anew to what is made anew.
 fn stable(ns: &Namespace) -> Vec<String> {
     let numbered = |word: &&str| !word.ends_with(':') || word.parse::<u32>().is_err();
