@@ -145,7 +145,6 @@ fn segment_headers<B: Buffer>(frame: &Frame<B>, gso: Gso) -> Option<usize> {
     let headers = transport.offset + len;
     let agrees = family
         && transport.protocol == protocol
-        && !transport.fragment
         && frame.offload.checksum == partial
         && gso.size > 0
         && headers <= head.len();

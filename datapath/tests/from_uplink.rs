@@ -42,6 +42,8 @@ fn every_inner_destination_has_its_way() {
         ("out into the world", "10.70.2.10", "203.0.113.5", Err(DropReason::NoRoute)),
         ("a group", "10.70.2.10", "224.0.0.5", Err(DropReason::NoRoute)),
         ("from another node's pod", "10.70.3.10", "10.70.1.10", Err(DropReason::ForeignInnerSource)),
+        ("from another node itself", "192.0.2.3", "10.70.1.10", Err(DropReason::ForeignInnerSource)),
+        ("from a pod of no node", "10.70.4.10", "10.70.1.10", Err(DropReason::ForeignInnerSource)),
         ("from one of our own pods", "10.70.1.11", "10.70.1.10", Err(DropReason::ForeignInnerSource)),
         ("from our kernel pod", "10.70.1.20", "10.70.1.10", Err(DropReason::ForeignInnerSource)),
         ("from our own address", "192.0.2.1", "10.70.1.10", Err(DropReason::ForeignInnerSource)),
@@ -248,6 +250,8 @@ fn f20_outer_checksums_are_verified_where_there_is_one_to_verify() {
             assert_eq!(out.map(|out| out.egress), expected, "{sentence}, split at {split}");
         }
     }
+    let padded = [&v4(None)[..], &[0xee; 7]].concat();
+    assert_eq!(east.one(Port::Uplink, plain(&padded)).map(|out| out.egress), a, "padding is not summed up");
     // What the sender's stack left to hardware never left this machine; what hardware verified need not be verified again.
     let outer = Checksum::Partial { start: 34, offset: 6 };
     for checksum in [outer, Checksum::Verified] {

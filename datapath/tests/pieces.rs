@@ -259,6 +259,22 @@ fn list_kinds(mut options: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn a_fragment_is_fragmented_further() {
+    let east = east();
+    // From byte 800 on, and more to come.
+    let packet = with(with(fragmentable(udp("10.70.1.10", "10.70.2.11", (1, 2), 1992)), 6, 0x20), 7, 100);
+    let out = east.run(east.port("a"), [plain(&sent_by(10, &packet))]);
+    let marks: Vec<_> =
+        out.iter().map(|piece| (piece.packet()[6], piece.packet()[7], piece.packet().len())).collect();
+    let second = 100 + 1424 / 8;
+    assert_eq!(marks, [(0x20, 100, 1444), (0x20 | (second >> 8) as u8, second as u8, 20 + 2000 - 1424)]);
+    out.iter().for_each(assert_all_right);
+    // Beyond the end of the longest packet there can be nothing.
+    let beyond = with(with(packet, 6, 0x1f), 7, 0xff);
+    assert_eq!(east.one(east.port("a"), plain(&sent_by(10, &beyond))), Err(DropReason::Malformed));
+}
+
+#[test]
 fn f20_a_partial_checksum_is_complete_and_right_where_the_port_cannot_do_it() {
     for underlay in Family::BOTH {
         let east = Side::of(&snapshot(1, underlay));

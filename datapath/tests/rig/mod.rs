@@ -206,12 +206,11 @@ fn endpoint(name: &str, node: u8, number: u8, path: Path, mtu: u16) -> Endpoint 
     }
 }
 
-/// Node 1 ("east") or node 2 ("west") of two, with an underlay of this family. Each has the fast pods `a` and `b` at .10 and .11
+/// Node 1 ("east") or node 2 ("west") of three, with an underlay of this family. Each has the fast pods `a` and `b` at .10 and .11
 /// and the kernel pod `k` at .20 of its prefix.
 pub fn snapshot(number: u8, underlay: Family) -> Snapshot {
-    let nodes = [node("east", 1), node("west", 2)];
-    let own = nodes[usize::from(number) - 1].clone();
-    let peer = nodes[2 - usize::from(number)].clone();
+    let mut nodes = vec![node("east", 1), node("west", 2), node("north", 3)];
+    let own = nodes.remove(usize::from(number) - 1);
     let pod_mtu = 1500 - underlay.tunnel_overhead();
     let mut snapshot = Snapshot::new(Settings {
         overlay: Overlay { vni: VNI.try_into().unwrap(), port: PORT },
@@ -220,7 +219,7 @@ pub fn snapshot(number: u8, underlay: Family) -> Snapshot {
         tunnel: TunnelOwner::FastPath,
         pod_mtu,
     });
-    snapshot.peers.insert(peer.id.clone(), peer);
+    snapshot.peers.extend(nodes.into_iter().map(|peer| (peer.id.clone(), peer)));
     for (name, last, path) in [("a", 10, Path::Fast), ("b", 11, Path::Fast), ("k", 20, Path::Kernel)] {
         snapshot.endpoints.insert(key(name), endpoint(name, number, last, path, pod_mtu));
     }
