@@ -87,7 +87,8 @@ fn record(socket: &PacketSocket, mut output: impl Write, stop: &AtomicBool) -> i
 }
 
 impl Recording {
-    /// The frames that a display filter takes, each as these fields, joined by tabs.
+    /// The frames that a display filter takes, each as these fields, joined by tabs. Where headers are nested, all of
+    /// them are there, joined by commas, the outermost first.
     pub fn fields(&self, filter: &str, fields: &[&str]) -> Result<Vec<String>, CommandError> {
         let mut tshark = Command::new("tshark");
         tshark.arg("-r").arg(&self.file).args([

@@ -33,7 +33,7 @@ impl Process {
 
     /// The process that has this number now.
     pub fn of(pid: i32) -> Option<Self> {
-        stat(pid).map(|(_, started)| Self { pid, started })
+        Some(Self { pid, started: stat_fields(pid)?.get(19)?.parse().ok()? })
     }
 
     /// This process.
@@ -45,7 +45,11 @@ impl Process {
     pub fn is_alive(self) -> bool {
         // Not our child, or ended long ago: the state below tells.
         let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));
-        stat(self.pid).is_some_and(|(state, started)| started == self.started && state != 'Z' && state != 'X')
+        let Some(fields) = stat_fields(self.pid) else { return false };
+        let field = |index: usize| fields.get(index).map(String::as_str).unwrap_or_default();
+        // A first thread that has ended is a zombie while others still hold the sockets.
+        let (buried, threads) = (matches!(field(0), "Z" | "X"), field(17).parse().unwrap_or(0));
+        field(19) == self.started.to_string() && (!buried || threads > 1)
     }
 
     /// Sends a signal, if it still runs.
@@ -100,12 +104,6 @@ fn stat_fields(pid: i32) -> Option<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(") ")?;
     Some(fields.split_whitespace().map(str::to_owned).collect())
-}
-
-/// State and start time of a process.
-fn stat(pid: i32) -> Option<(char, u64)> {
-    let fields = stat_fields(pid)?;
-    Some((fields.first()?.chars().next()?, fields.get(19)?.parse().ok()?))
 }
 
 #[cfg(test)]

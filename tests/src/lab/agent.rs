@@ -41,18 +41,23 @@ impl std::fmt::Display for Role {
 }
 
 impl Lab {
-    /// Starts whatever a new node runs.
+    /// Starts whatever a new node runs, without waiting for it.
     pub(super) fn launch(&self, node: &Node) -> Result<(), LabError> {
+        self.configure(node)?;
+        if self.record()?.spec.datapath_of(node.plan.number) == Datapath::Fast {
+            self.spawn(node, Role::Fastpath)?;
+        }
+        self.spawn(node, Role::Agent)
+    }
+
+    /// Writes what the processes of a node read: the agent's configuration, the runtime's.
+    pub fn configure(&self, node: &Node) -> Result<(), LabError> {
         let io = |error| LabError::io(format!("preparing node {}", node.name()), error);
         for directory in ["run", "state", "status", "net.d"] {
             fs::create_dir_all(node.directory().join(directory)).map_err(io)?;
         }
         fs::write(node.config_file(), self.agent_config(node)?).map_err(io)?;
-        fs::write(self.conflist_file(node), self.conflist(node).to_string()).map_err(io)?;
-        if self.record()?.spec.datapath_of(node.plan.number) == Datapath::Fast {
-            self.start(node.name(), Role::Fastpath)?;
-        }
-        self.spawn(node, Role::Agent)
+        fs::write(self.conflist_file(node), self.conflist(node).to_string()).map_err(io)
     }
 
     /// The agent's configuration, as a person would write it.
@@ -88,8 +93,8 @@ impl Lab {
         }
     }
 
-    /// Starts a process of a node that does not run yet.
-    fn spawn(&self, node: &Node, role: Role) -> Result<(), LabError> {
+    /// Starts a process of a node that does not run yet, without waiting for it.
+    pub fn spawn(&self, node: &Node, role: Role) -> Result<(), LabError> {
         let name = node.name();
         if self.process(name, role)?.is_some_and(Process::is_alive) {
             return Err(LabError::Refused(format!("the {role} of node {name} runs already")));

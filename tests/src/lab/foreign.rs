@@ -12,10 +12,10 @@ impl Lab {
     pub fn add_foreign(&self) -> Result<Node, LabError> {
         let foreign = self.make_node(1, true)?;
         let plan = &foreign.plan;
-        let (mac, mtu) = (plan.node.vtep_mac, self.record()?.spec.mtu - 50);
+        let (mac, local) = (plan.node.vtep_mac, plan.node.underlay[0]);
+        let mtu = self.record()?.spec.mtu - Family::of(local).tunnel_overhead();
         let mut batch = format!(
-            "link add vx0 address {mac} mtu {mtu} up type vxlan id {DEFAULT_VNI} dstport {VXLAN_PORT} local {} nolearning\n",
-            plan.v4
+            "link add vx0 address {mac} mtu {mtu} up type vxlan id {DEFAULT_VNI} dstport {VXLAN_PORT} local {local} nolearning\n"
         );
         for family in Family::BOTH {
             for address in [foreign.overlay_host_address(family), foreign_pod(&foreign, family)] {
@@ -26,9 +26,10 @@ impl Lab {
         foreign.namespace().ip_batch(&batch)?;
         for node in self.nodes()?.iter().filter(|node| !node.foreign) {
             foreign.namespace().ip_batch(&entries(node))?;
-            let (mac, v4) = (node.plan.node.vtep_mac, node.plan.v4);
-            foreign.exec(&format!("bridge fdb replace {mac} dev vx0 dst {v4} self permanent"))?;
+            let (mac, end) = (node.plan.node.vtep_mac, node.plan.node.underlay[0]);
+            foreign.exec(&format!("bridge fdb replace {mac} dev vx0 dst {end} self permanent"))?;
         }
+        self.await_known(&foreign)?;
         Ok(foreign)
     }
 }

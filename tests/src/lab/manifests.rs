@@ -158,10 +158,11 @@ spec:
     image: registry.invalid/pause
 status:
 {status}",
-        pod.name,
-        pod.uid,
+        // A pod may be called y or null.
+        flow(&pod.name),
+        flow(&pod.uid),
         flow(&pod.labels),
         flow(&pod.annotations),
-        pod.node,
+        flow(&pod.node),
     )
 }

@@ -1,13 +1,18 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use causeway_model::operator::{EndpointStatus, Status};
 use causeway_model::{DropReason, Family};
 
 use super::record::NodeRecord;
-use super::{Lab, LabError, NodePlan, operator};
+use super::{Lab, LabError, NodePlan, Role, operator};
 use crate::namespace::Namespace;
+use crate::process::Process;
+
+/// How long agents may take until they know a new node.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A node of a lab. The value is only a name: dropping it removes nothing.
 #[derive(Clone, Debug)]
@@ -127,7 +132,28 @@ impl Lab {
         let node = self.make_node(cluster, false)?;
         self.launch(&node)?;
         self.await_ready(&node)?;
+        self.await_known(&node)?;
         Ok(node)
+    }
+
+    /// Waits until every other agent that runs knows a node.
+    pub(super) fn await_known(&self, node: &Node) -> Result<(), LabError> {
+        let deadline = Instant::now() + PATIENCE;
+        for other in self.nodes()?.iter().filter(|other| other.name() != node.name()) {
+            if !self.process(other.name(), Role::Agent)?.is_some_and(Process::is_alive) {
+                continue;
+            }
+            while !other.status()?.peers.iter().any(|peer| peer.id == node.plan.node.id) {
+                if Instant::now() > deadline {
+                    let (other, node) = (other.name(), node.name());
+                    return Err(LabError::Refused(format!(
+                        "the agent of node {other} does not take up node {node}"
+                    )));
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
     }
 
     /// Namespace, place on the wire and Node object of a new node.

@@ -107,11 +107,10 @@ impl Pod {
     }
 }
 
-/// Whether an address answers one of three pings within a second.
+/// Whether an address answers one of two pings, each within a second.
 pub(super) fn ping(from: &Namespace, to: IpAddr) -> bool {
-    // A first packet may be lost to address resolution on the wire.
-    from.exec(&format!("ping -n -q -i 0.3 -c 3 -w 1 {to}")).is_ok()
-        || from.exec(&format!("ping -n -q -c 1 -W 1 {to}")).is_ok()
+    // On a busy machine one packet more or less says nothing; a way that carries nothing carries neither.
+    (0..2).any(|_| from.exec(&format!("ping -n -q -c 1 -W 1 {to}")).is_ok())
 }
 
 /// One call of the plugin.

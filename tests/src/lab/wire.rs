@@ -77,6 +77,9 @@ impl Lab {
                 ask(&self.switch_socket(), &Order::AddPort { port, namespace }).map_err(LabError::Refused)?;
             }
         }
+        // The wire knows its addresses; a node whose own come a second later would look changed.
+        node.sysctl("net/ipv6/conf/eth0/accept_dad", "0")
+            .map_err(|error| LabError::io(format!("eth0 of node {name}"), error))?;
         node.ip_batch(&format!(
             "link set eth0 mtu {mtu} up\naddr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\n",
             plan.v4, plan.v6

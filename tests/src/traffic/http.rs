@@ -30,9 +30,10 @@ pub fn http(from: &Namespace, to: &Namespace, address: IpAddr) -> io::Result<(St
 }
 
 fn serve(mut stream: &TcpStream, page: &str) -> io::Result<IpAddr> {
+    let client = stream.peer_addr()?.ip();
     let mut lines = BufReader::new(stream).lines();
     while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
     write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{page}", page.len())?;
     stream.shutdown(Shutdown::Write)?;
-    Ok(stream.peer_addr()?.ip())
+    Ok(client)
 }

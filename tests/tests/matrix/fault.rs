@@ -1,0 +1,33 @@
+//! Faults made on purpose: each family of stories must notice its own.
+
+use std::process::Command;
+
+use libtest_mimic::Trial;
+
+/// The faults, and the family that must fail of each.
+pub const FAULTS: &[(&str, &str)] = &[
+    ("route-missing", "reach"),
+    ("too-big-silenced", "sizes"),
+    ("rule-missing", "hosts"),
+    ("pod-not-deleted", "change"),
+    ("litter", "traces"),
+    ("agent-frozen", "recovery"),
+    ("foreign-mac-wrong", "foreign"),
+    ("stranger-known", "spoof"),
+    ("config-good", "bad_input"),
+];
+
+/// One trial a fault: this very program, run with it, must not succeed.
+pub fn trials() -> impl Iterator<Item = Trial> {
+    FAULTS.iter().map(|(fault, family)| {
+        Trial::test(format!("faults::{fault}"), move || {
+            let own = std::env::current_exe()?;
+            let output = Command::new(own).args(["--fault", fault, &format!("::{family}::")]).output()?;
+            let said = String::from_utf8_lossy(&output.stdout);
+            if !output.status.success() && said.contains("test result: FAILED") {
+                return Ok(());
+            }
+            Err(format!("with the fault {fault} no story of {family} fails:\n{said}").into())
+        })
+    })
+}

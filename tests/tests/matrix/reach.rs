@@ -1,0 +1,50 @@
+//! Pods talk to pods, on one node and across nodes.
+
+use anyhow::{Context, ensure};
+use causeway_model::Family;
+use causeway_tests::traffic::{bulk, http};
+
+use super::stage::{Matrix, Story};
+
+pub const STORIES: &[(&str, Story)] = &[
+    ("every_pod_pings_every_pod", every_pod_pings_every_pod),
+    ("tcp_carries_what_was_sent", tcp_carries_what_was_sent),
+    ("a_web_server_sees_the_pod_that_asks", a_web_server_sees_the_pod_that_asks),
+];
+
+fn every_pod_pings_every_pod(matrix: &Matrix) -> anyhow::Result<()> {
+    let stage = matrix.stage()?;
+    let route = format!("ip route replace blackhole {} metric 1", stage.nodes[1].plan.node.pod_prefixes[0]);
+    matrix.sabotage("route-missing", || stage.nodes[0].exec(&route)).transpose()?;
+    for (from, to) in stage.pairs() {
+        for family in Family::BOTH {
+            let address = to.address(family);
+            ensure!(from.ping(address), "{} to {} at {address}", from.name(), to.name());
+        }
+    }
+    Ok(())
+}
+
+fn tcp_carries_what_was_sent(matrix: &Matrix) -> anyhow::Result<()> {
+    let (stage, bytes) = (matrix.stage()?, if matrix.full { 256 << 20 } else { 32 << 20 });
+    for (from, to) in stage.near_and_far() {
+        for family in Family::BOTH {
+            let what = || format!("{} to {} over {family}", from.name(), to.name());
+            let sent =
+                bulk(from.namespace(), to.namespace(), to.address(family), bytes).with_context(what)?;
+            ensure!(sent.is_intact() && sent.bytes == bytes, "{}: {sent:?}", what());
+        }
+    }
+    Ok(())
+}
+
+fn a_web_server_sees_the_pod_that_asks(matrix: &Matrix) -> anyhow::Result<()> {
+    let stage = matrix.stage()?;
+    for (from, to) in stage.near_and_far() {
+        for family in Family::BOTH {
+            let (_, client) = http(from.namespace(), to.namespace(), to.address(family))?;
+            ensure!(client == from.address(family), "{} sees {client}, not {}", to.name(), from.name());
+        }
+    }
+    Ok(())
+}
