@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use causeway_model::plugin::{Failure, Reply, Request};
+use causeway_model::plugin::{Failure, Reply, Request, Verb};
 use causeway_model::{FrameError, read_frame, write_frame};
 use causeway_socket::{SocketError, make_way};
 use tokio::io::{AsyncWriteExt, Interest};
@@ -22,8 +22,13 @@ use crate::error::{Error, chain};
 
 /// How long a client may take to say what it wants, and to take the answer.
 const TALK: Duration = Duration::from_secs(5);
-/// How long an answer may take, waiting for the engine included. Less than the plugin's patience.
-const WORK: Duration = Duration::from_secs(20);
+/// How long an answer may take, waiting for the engine included: less than the plugin waits, so that it hears why.
+fn work(verb: Verb) -> Duration {
+    Duration::from_secs(match verb {
+        Verb::Add => 55,
+        Verb::Del => 9,
+    })
+}
 
 /// What answers requests. It runs on a thread where it may block, and need not begin after the instant it is given.
 pub(crate) type Handler = dyn Fn(&Request, Option<OwnedFd>, Instant) -> Reply + Send + Sync;
@@ -95,15 +100,16 @@ async fn answer(mut stream: UnixStream, handler: Arc<Handler>) -> Result<(), Fra
         Err(error) => return Err(error),
     };
     let key = request.key.clone();
-    let until = Instant::now() + WORK;
+    let limit = work(request.verb);
+    let until = Instant::now() + limit;
     let work = tokio::task::spawn_blocking(move || handler(&request, descriptor, until));
-    let reply = match timeout(WORK, work).await {
+    let reply = match timeout(limit, work).await {
         Ok(Ok(reply)) => reply,
         Ok(Err(panic)) => {
             Reply::Failed(Failure::new(Failure::IO, format!("{key}: the agent failed: {panic}")))
         }
         Err(_) => {
-            let text = format!("{key}: the agent is busy, no answer within {WORK:?}");
+            let text = format!("{key}: the agent is busy, no answer within {limit:?}");
             Reply::Failed(Failure::new(Failure::TRY_AGAIN, text))
         }
     };

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream as Stream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use causeway_model::EndpointKey;
-use causeway_model::plugin::{VERSION, Verb};
+use causeway_model::plugin::VERSION;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::task::spawn_blocking;
 
