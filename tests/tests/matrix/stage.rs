@@ -22,12 +22,12 @@ pub struct Matrix {
 
 /// The lab that stories share which change nothing: pods a and b on node n1, c and d on node n2.
 pub struct Stage {
-    /// The lab.
-    pub lab: Lab,
     /// Its nodes.
     pub nodes: [Node; 2],
     /// Its pods.
     pub pods: [Pod; 4],
+    /// Goes down when the stage does.
+    _lab: Lab,
 }
 
 impl Matrix {
@@ -48,7 +48,7 @@ impl Matrix {
             [("n1", "a"), ("n1", "b"), ("n2", "c"), ("n2", "d")].map(|(node, pod)| lab.add_pod(node, pod));
         let [a, b, c, d] = pods;
         let nodes = [lab.node("n1")?, lab.node("n2")?];
-        Ok(Stage { pods: [a?, b?, c?, d?], nodes, lab })
+        Ok(Stage { pods: [a?, b?, c?, d?], nodes, _lab: lab })
     }
 
     /// A lab of a story's own, of two nodes unless the story has other wishes.
