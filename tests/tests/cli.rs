@@ -50,11 +50,7 @@ fn a_lab_goes_up_is_used_and_goes_down() {
     let address = a["addresses"][0].as_str().expect("an address");
     assert!(said("use", &format!("exec b ping -c 1 -W 2 {address}")).contains(" 0% packet loss"));
     assert_eq!(lab("use", "exec a sh -c false").status.code(), Some(1));
-    assert_eq!(
-        lab("use", "exec n1 sh -x -c exit$((40+2))").status.code(),
-        Some(2),
-        "a shell refuses that word"
-    );
+    assert!(refused("use", "exec n1 no-such-command").contains("running no-such-command in n1"));
     assert_eq!(json("use", "exec a cat /nowhere")["code"], 1);
     let pods = json("use", "status")["labs"][0]["pods"].clone();
     assert_eq!(pods[0]["labels"]["tier"], "front");
