@@ -1,4 +1,5 @@
 //! A snapshot and the changes that lead to it say the same.
+#![expect(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use std::collections::BTreeMap;
 
@@ -27,7 +28,7 @@ fn endpoint(number: u8, variant: u8) -> Endpoint {
         mtu: 1450,
         labels: BTreeMap::from([("app".into(), format!("v{variant}"))]),
         identity: Identity(Identity::FIRST_INTERNED + u32::from(variant)),
-        path: if variant % 2 == 0 { Path::Fast } else { Path::Kernel },
+        path: if variant.is_multiple_of(2) { Path::Fast } else { Path::Kernel },
         path_reason: "drawn".into(),
         port: PortKind::Veth,
     }
@@ -37,7 +38,7 @@ fn cluster(number: u8, variant: u8) -> Cluster {
     Cluster {
         name: format!("c{number}").parse().unwrap(),
         id: u32::from(number) + 1,
-        region: (variant % 2 == 0).then(|| "west".into()),
+        region: variant.is_multiple_of(2).then(|| "west".into()),
         pod_prefixes: vec![format!("10.{number}.0.0/16").parse().unwrap()],
         service_prefixes: vec![],
     }
