@@ -51,7 +51,9 @@ fn a_lab_goes_up_is_used_and_goes_down() {
     assert!(said("use", &format!("exec b ping -c 1 -W 2 {address}")).contains(" 0% packet loss"));
     assert_eq!(lab("use", "exec a sh -c false").status.code(), Some(1));
     assert!(refused("use", "exec n1 no-such-command").contains("running no-such-command in n1"));
-    assert_eq!(json("use", "exec a cat /nowhere")["code"], 1);
+    let failed = lab("use", "--json exec a cat /nowhere");
+    let told: Value = serde_json::from_slice(&failed.stdout).expect("JSON");
+    assert_eq!((failed.status.code(), &told["code"]), (Some(1), &Value::from(1)));
     let pods = json("use", "status")["labs"][0]["pods"].clone();
     assert_eq!(pods[0]["labels"]["tier"], "front");
     assert!(refused("use", "pod add n7 x").contains("no node \"n7\""));
