@@ -19,8 +19,8 @@ const STILL: Duration = Duration::from_secs(30);
 pub struct Flow {
     stop: Arc<AtomicBool>,
     received: Arc<AtomicU64>,
-    sender: JoinHandle<io::Result<u64>>,
-    receiver: JoinHandle<io::Result<FlowReport>>,
+    sender: Option<JoinHandle<io::Result<u64>>>,
+    receiver: Option<JoinHandle<io::Result<FlowReport>>>,
 }
 
 /// What a flow saw in its life.
@@ -50,7 +50,7 @@ impl Flow {
             let received = received.clone();
             move || receive(server, &received)
         });
-        Ok(Self { stop, received, sender, receiver })
+        Ok(Self { stop, received, sender: Some(sender), receiver: Some(receiver) })
     }
 
     /// How many bytes have arrived so far.
@@ -71,16 +71,27 @@ impl Flow {
     }
 
     /// Ends the sending, and tells what the connection saw: an error when it broke, or when other bytes arrived than were sent.
-    pub fn finish(self) -> io::Result<FlowReport> {
+    pub fn finish(mut self) -> io::Result<FlowReport> {
         self.stop.store(true, Ordering::Relaxed);
-        let dead = |_| io::Error::other("a thread of the flow died");
-        let sent = self.sender.join().map_err(dead)??;
-        let report = self.receiver.join().map_err(dead)??;
+        let sent = join(self.sender.take())?;
+        let report = join(self.receiver.take())?;
         if report.bytes == sent {
             return Ok(report);
         }
         Err(io::Error::other(format!("{sent} bytes were sent and {} arrived", report.bytes)))
     }
+}
+
+/// A test that ends early takes its flow along.
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn join<T>(thread: Option<JoinHandle<io::Result<T>>>) -> io::Result<T> {
+    let ended = thread.map(JoinHandle::join);
+    ended.and_then(Result::ok).unwrap_or_else(|| Err(io::Error::other("a thread of the flow died")))
 }
 
 /// The block of the pattern with this number: the receiver knows what must come.

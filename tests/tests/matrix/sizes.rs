@@ -2,6 +2,8 @@
 
 use anyhow::{Context, ensure};
 use causeway_model::Family;
+use causeway_tests::lab::Underlay;
+use causeway_tests::namespace::Namespace;
 use causeway_tests::traffic::{echo_sizes, too_big};
 
 use super::stage::{Matrix, Story};
@@ -49,26 +51,29 @@ fn fragments_come_back_whole(matrix: &Matrix) -> anyhow::Result<()> {
 }
 
 fn what_is_too_big_is_answered_with_the_right_mtu(matrix: &Matrix) -> anyhow::Result<()> {
-    let lab = matrix.lab(|_| {})?;
-    let (from, near, far) = (lab.add_pod("n1", "a")?, lab.add_pod("n1", "b")?, lab.add_pod("n2", "c")?);
-    let table = b"table inet fault { chain out { type filter hook output priority 0; \
-                  icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }\n}\n";
-    let node = lab.node("n1")?;
-    matrix
-        .sabotage("too-big-silenced", || {
-            let mut nft = std::process::Command::new("nft");
-            node.namespace().stdout(nft.args(["-f", "-"]), table)
-        })
-        .transpose()
-        .context("silencing the node")?;
-    // A pod that believes in more than the tunnel carries.
-    from.exec("ip link set eth0 mtu 9000")?;
-    for to in [&near, &far] {
-        for family in Family::BOTH {
-            let told = too_big(from.namespace(), to.address(family), POD_MTU + 1);
-            let what = format!("{} to {} over {family}", from.name(), to.name());
-            ensure!(told == Ok(u32::try_from(POD_MTU)?), "{what}: {told:?}");
+    for (underlay, mtu) in [(Underlay::Both, POD_MTU), (Underlay::V6, POD_MTU - 20)] {
+        let lab = matrix.lab(|spec| spec.underlay = underlay)?;
+        let (from, near, far) = (lab.add_pod("n1", "a")?, lab.add_pod("n1", "b")?, lab.add_pod("n2", "c")?);
+        matrix.sabotage("too-big-silenced", || silence(lab.node("n1")?.namespace())).transpose()?;
+        // A pod that believes in more than the tunnel carries.
+        from.exec("ip link set eth0 mtu 9000")?;
+        for (to, family) in [&near, &far].into_iter().flat_map(|to| Family::BOTH.map(|family| (to, family))) {
+            let what = format!("{} to {} over {family}, underlay {underlay}", from.name(), to.name());
+            let told = too_big(from.namespace(), to.address(family), mtu + 1);
+            ensure!(told == Ok(u32::try_from(mtu)?), "{what}: {told:?}");
+            ensure!(
+                too_big(from.namespace(), to.address(family), mtu).is_err(),
+                "{what}: what fits is too big"
+            );
         }
     }
+    Ok(())
+}
+
+/// Keeps a node from saying "too big".
+fn silence(node: &Namespace) -> anyhow::Result<()> {
+    let table = b"table inet fault { chain out { type filter hook output priority 0; \
+                  icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }\n}\n";
+    node.stdout(&mut causeway_tests::command::parse("nft -f -"), table)?;
     Ok(())
 }
