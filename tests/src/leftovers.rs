@@ -85,6 +85,14 @@ impl Leftovers {
         self.lines.retain(|line| words.iter().any(|word| line.contains(word)));
         self
     }
+
+    /// Without what speaks of another lab than this one: several may be up, each is removed by its own owner.
+    pub fn without_other_labs(mut self, lab: &str) -> Self {
+        let (own, place) = (format!("cwl-{lab}-"), format!("{}/{lab}", crate::lab::DIRECTORY));
+        let of_a_lab = |line: &str| line.contains("cwl-") || line.contains(crate::lab::DIRECTORY);
+        self.lines.retain(|line| !of_a_lab(line) || line.contains(&own) || line.contains(&place));
+        self
+    }
 }
 
 impl fmt::Display for Leftovers {
