@@ -29,7 +29,8 @@ impl Machine {
         const BOOT: &str = "/proc/sys/kernel/random/boot_id";
         let boot = fs::read_to_string(BOOT).map_err(Error::io(format!("reading {BOOT}")))?;
         // The first process may be out of sight, in a container; then a pod cannot be given its namespace either.
-        let seen = ["/proc/self/ns/net", "/proc/1/ns/net"].into_iter().filter_map(|path| fs::metadata(path).ok());
+        let seen =
+            ["/proc/self/ns/net", "/proc/1/ns/net"].into_iter().filter_map(|path| fs::metadata(path).ok());
         let own: Vec<_> = seen.map(|metadata| (metadata.dev(), metadata.ino())).collect();
         Ok(Self { boot: boot.trim().to_owned(), own })
     }

@@ -267,6 +267,12 @@ pub(crate) fn flatten(prefixes: impl IntoIterator<Item = IpNetwork>) -> Vec<IpNe
     kept
 }
 
+/// Every address that a node's own stack answers at: no pod may send to the tunnel's port there.
+fn addresses_of(node: &Node) -> impl Iterator<Item = IpAddr> + '_ {
+    let reserved = |family| [node.overlay_host_address(family), node.probe_address(family)];
+    node.underlay.iter().copied().chain(Family::BOTH.into_iter().flat_map(reserved).flatten())
+}
+
 /// What every part is seen against.
 struct Context<'a> {
     settings: &'a Settings,
@@ -331,7 +337,7 @@ impl Context<'_> {
                 mtu: None,
             }));
         }
-        wishes.elements.extend(node.underlay.iter().copied().map(Element::NodeAddress));
+        wishes.elements.extend(addresses_of(node).map(Element::NodeAddress));
         let own = Family::BOTH.into_iter().filter_map(|family| node.overlay_host_address(family));
         wishes.elements.extend(own.map(Element::Endpoint));
         if self.kernel_tunnel() {
@@ -343,7 +349,7 @@ impl Context<'_> {
     /// Another node: the way to its pods and, for our pods, to its own addresses.
     fn of_peer(&self, peer: &Node) -> Wishes {
         let mut wishes = Wishes::default();
-        wishes.elements.extend(peer.underlay.iter().copied().map(Element::NodeAddress));
+        wishes.elements.extend(addresses_of(peer).map(Element::NodeAddress));
         if self.kernel_tunnel() {
             self.admit(peer, &mut wishes);
         }

@@ -5,7 +5,9 @@ use thiserror::Error;
 
 /// A name that Kubernetes would not accept.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{what} name {name:?} is not a DNS-1123 subdomain (lower-case letters, digits, '-' and '.', at most 253)")]
+#[error(
+    "{what} name {name:?} is not a DNS-1123 subdomain (lower-case letters, digits, '-' and '.', at most 253)"
+)]
 pub struct InvalidName {
     what: &'static str,
     name: String,

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use causeway_model::{
-    Cluster, Endpoint, EndpointKey, Identity, MacAddr, Node, NodeId, Overlay, Path, PortKind, Settings, Snapshot,
-    TunnelOwner,
+    Cluster, Endpoint, EndpointKey, Identity, MacAddr, Node, NodeId, Overlay, Path, PortKind, Settings,
+    Snapshot, TunnelOwner,
 };
 use proptest::prelude::*;
 
@@ -21,7 +21,11 @@ fn node(number: u8, variant: u8) -> Node {
 
 fn endpoint(number: u8, variant: u8) -> Endpoint {
     Endpoint {
-        key: EndpointKey { network: "pods".into(), container: format!("c{number}"), interface: "eth0".into() },
+        key: EndpointKey {
+            network: "pods".into(),
+            container: format!("c{number}"),
+            interface: "eth0".into(),
+        },
         pod: None,
         addresses: vec![[10, 70, 1, number].into()],
         mac: MacAddr([2, 0, 0, 0, 0, number]),

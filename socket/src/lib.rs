@@ -77,9 +77,11 @@ pub fn make_way(path: &Path, kind: SocketType) -> Result<(), SocketError> {
     match rustix::net::connect(&probe, &address) {
         // A socket of another kind is alive as well: EPROTOTYPE comes only from one that is bound.
         Ok(()) | Err(Errno::PROTOTYPE | Errno::AGAIN) => Err(SocketError::Taken(path.into())),
-        Err(_) => {
-            fs::remove_file(path).map_err(|source| SocketError::Io { doing: "removing dead", path: path.into(), source })
-        }
+        Err(_) => fs::remove_file(path).map_err(|source| SocketError::Io {
+            doing: "removing dead",
+            path: path.into(),
+            source,
+        }),
     }
 }
 
@@ -99,8 +101,11 @@ impl Listener {
                 .map_err(io_error("making", path))?;
         let address = SocketAddrUnix::new(path).map_err(io_error("naming", path))?;
         rustix::net::bind(&socket, &address).map_err(io_error("binding", path))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
-            .map_err(|source| SocketError::Io { doing: "restricting", path: path.into(), source })?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|source| SocketError::Io {
+            doing: "restricting",
+            path: path.into(),
+            source,
+        })?;
         rustix::net::listen(&socket, 4).map_err(io_error("listening on", path))?;
         Ok(Self { socket, path: path.into() })
     }
@@ -180,7 +185,8 @@ impl Channel {
         &mut self,
         patience: Option<Duration>,
     ) -> Result<(T, Vec<OwnedFd>), SocketError> {
-        sockopt::set_socket_timeout(&self.socket, Timeout::Recv, patience).map_err(io_error("timing", &self.path))?;
+        sockopt::set_socket_timeout(&self.socket, Timeout::Recv, patience)
+            .map_err(io_error("timing", &self.path))?;
         let mut descriptors = Vec::new();
         let mut datagram = vec![0; CHUNK];
         loop {
@@ -292,7 +298,10 @@ mod tests {
         drop(Listener::bind(&path).unwrap());
         fs::remove_file(&path).unwrap();
         let _stream = UnixListener::bind(&path).unwrap();
-        assert!(matches!(Listener::bind(&path), Err(SocketError::Taken(_))), "a living socket of another kind");
+        assert!(
+            matches!(Listener::bind(&path), Err(SocketError::Taken(_))),
+            "a living socket of another kind"
+        );
         let file = directory.path().join("f");
         fs::write(&file, "").unwrap();
         assert!(matches!(Listener::bind(&file), Err(SocketError::NotASocket(_))));
