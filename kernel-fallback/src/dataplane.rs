@@ -11,17 +11,18 @@ use causeway_model::{
     Snapshot, TunnelOwner, Update,
 };
 
+use crate::capture::{Capture, Uplink};
 use crate::desired::{Desired, Difference, Facts};
 use crate::element::Element;
 use crate::error::KernelError;
 use crate::install::{index, install, remove, remove_link};
 use crate::netlink::Netlink;
 use crate::nft::Nft;
-use crate::objects::{HOST_LINK, Object, Sysctl, TUNNEL_LINK, is_pod_link};
+use crate::objects::{HOST_LINK, Object, Sysctl, TUNNEL_LINK, UPLINK_LINK, is_pod_link};
 use crate::observe::{self, Link};
 use crate::ruleset::Ruleset;
 use crate::sysctl::Before;
-use crate::{pod, removal, veth};
+use crate::{pod, removal, uplink, veth};
 
 /// How the kernel path is to be run.
 #[derive(Clone, Debug)]
@@ -56,6 +57,7 @@ impl Netns {
 pub struct KernelDataplane {
     pub(crate) netlink: Netlink,
     pub(crate) nft: Nft,
+    pub(crate) capture: Capture,
     pub(crate) before: Before,
     pub(crate) lenient: bool,
     masked: bool,
@@ -69,6 +71,7 @@ impl KernelDataplane {
         Ok(Self {
             netlink: Netlink::route()?,
             nft: Nft::new(options.state.with_extension("nft"))?,
+            capture: Capture::default(),
             before: Before::new(options.state),
             lenient: !options.mask_reserved_bits,
             masked: options.mask_reserved_bits,
@@ -121,7 +124,18 @@ impl KernelDataplane {
             .collect();
         other_tunnels.sort_unstable();
         other_tunnels.dedup();
-        Facts { host_port: links.contains_key(HOST_LINK), lenient: self.lenient, other_tunnels }
+        // On a fast node tunnel frames go to `cw-up` as soon as it is there; without it the kernel refuses them.
+        let uplink_port = links.contains_key(UPLINK_LINK);
+        let captures = uplink_port && snapshot.settings.tunnel == TunnelOwner::FastPath;
+        let uplink =
+            captures.then(|| uplink::find(snapshot.settings.tunnel_address).ok().flatten()).flatten();
+        Facts {
+            host_port: links.contains_key(HOST_LINK),
+            uplink_port,
+            uplink: uplink.map(|uplink| Uplink { name: uplink.name }),
+            lenient: self.lenient,
+            other_tunnels,
+        }
     }
 
     fn change(&mut self, deltas: &[Delta]) -> Result<(), KernelError> {

@@ -8,10 +8,11 @@ use causeway_model::{
     Snapshot, TunnelOwner,
 };
 
+use crate::capture::Uplink;
 use crate::element::Element;
 use crate::objects::{
-    HOST_END_MTU, HOST_LINK, LinkState, MAIN_TABLE, Object, ROUTE_TABLE, Route, Sysctl, TUNNEL_LINK, Vxlan,
-    Way,
+    HOST_END_MTU, HOST_LINK, LinkState, MAIN_TABLE, Object, ROUTE_TABLE, Route, Sysctl, TUNNEL_LINK,
+    UPLINK_LINK, UPLINK_MAC, UPLINK_MTU, Vxlan, Way,
 };
 use crate::sysctl::{IPV4_FORWARDING, IPV6_FORWARDING};
 
@@ -23,6 +24,10 @@ const LAST_METRIC: u32 = 51717;
 pub(crate) struct Facts {
     /// `cw-host` exists.
     pub(crate) host_port: bool,
+    /// `cw-up` exists.
+    pub(crate) uplink_port: bool,
+    /// Where tunnel frames arrive that are not for the kernel.
+    pub(crate) uplink: Option<Uplink>,
     /// The kernel's tunnel device can ignore reserved bits.
     pub(crate) lenient: bool,
     /// Network identifiers of other tunnel devices of this node on our port.
@@ -319,12 +324,19 @@ impl Context<'_> {
             // A packet from another node's own address comes through the tunnel and would be answered by the underlay:
             // the strict reverse-path check refuses that.
             wishes.objects.extend(link_sysctls(link, &[("ipv4", "rp_filter", "2")]));
-            let mac = self.kernel_tunnel().then_some(node.vtep_mac);
+            let mac = Some(node.vtep_mac);
             wishes.objects.push(Object::Link(LinkState { name: link.into(), mac, mtu: *pod_mtu }));
             let addresses = Family::BOTH.into_iter().filter_map(|family| node.overlay_host_address(family));
             wishes.objects.extend(
                 addresses.map(|address| Object::Address { link: link.into(), address: single(address) }),
             );
+        }
+        if !self.kernel_tunnel() && self.facts.uplink_port {
+            // What the fast path sends has this node's own source address and is routed out as if it came from outside.
+            let more = [("ipv4", "accept_local", "1"), ("ipv4", "rp_filter", "2")];
+            wishes.objects.extend(link_sysctls(UPLINK_LINK, &more));
+            let (name, mac) = (UPLINK_LINK.into(), Some(UPLINK_MAC));
+            wishes.objects.push(Object::Link(LinkState { name, mac, mtu: UPLINK_MTU }));
         }
         for prefix in flatten(node.pod_prefixes.iter().copied()) {
             wishes.objects.push(Object::Rule { from: prefix });

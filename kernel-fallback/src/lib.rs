@@ -4,6 +4,7 @@
 //! of a snapshot; an update issues what differs, and `mend` compares with what is really there.
 //! Everything here blocks; nothing here is asynchronous.
 
+mod capture;
 mod dataplane;
 mod desired;
 mod element;
@@ -27,7 +28,7 @@ pub mod watch;
 pub use dataplane::{KernelDataplane, KernelOptions};
 pub use error::{KernelError, Refusal};
 pub use objects::{
-    HOST_END_MTU, HOST_LINK, ROUTE_PROTOCOL, ROUTE_TABLE, RULE_PRIORITY, TUNNEL_LINK, UPLINK_LINK,
+    HOST_END_MTU, HOST_LINK, ROUTE_PROTOCOL, ROUTE_TABLE, RULE_PRIORITY, TUNNEL_LINK, UPLINK_LINK, UPLINK_MAC,
 };
 
 /// Takes a link away by its name, in the network namespace of this thread; one that is not there is no failure.

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use causeway_model::TunnelOwner;
+
 use crate::dataplane::KernelDataplane;
 use crate::desired::Desired;
 use crate::error::KernelError;
 use crate::install::{install, remove, remove_link};
-use crate::objects::{LinkState, Object, ObjectId, TUNNEL_LINK, Vxlan, is_governed};
+use crate::objects::{HOST_LINK, LinkState, Object, ObjectId, TUNNEL_LINK, UPLINK_LINK, Vxlan, is_governed};
 use crate::observe::{self, Link};
 use crate::sysctl;
 
@@ -37,8 +39,9 @@ impl KernelDataplane {
         self.look_around(&links);
         // What guards comes first.
         mended.extend(self.ensure_nft()?);
+        mended.extend(self.remove_fast_ports(&links)?);
         let tunnel = self.mend_tunnel(&links).map(|words| mended.extend(words));
-        let rest = [self.plug_again(&links), self.mend_objects()];
+        let rest = [self.plug_again(&links), self.mend_objects(), self.mend_capture()];
         let mut errors = Vec::new();
         for part in rest {
             part.map(|words| mended.extend(words)).unwrap_or_else(|error| errors.push(error));
@@ -54,6 +57,20 @@ impl KernelDataplane {
         if facts != desired.facts {
             self.desired = Some(Desired::new(desired.snapshot.clone(), facts));
         }
+    }
+
+    /// On a node whose tunnel is the kernel's, what an earlier fast path left.
+    fn remove_fast_ports(&mut self, links: &BTreeMap<String, Link>) -> Result<Vec<String>, KernelError> {
+        let kernel = self.desired.as_ref().is_some_and(|d| d.snapshot.settings.tunnel == TunnelOwner::Kernel);
+        let left = [HOST_LINK, UPLINK_LINK].into_iter().filter(|name| kernel && links.contains_key(*name));
+        left.map(|name| remove_link(&mut self.netlink, name).map(|()| format!("removed link {name}")))
+            .collect()
+    }
+
+    fn mend_capture(&mut self) -> Result<Vec<String>, KernelError> {
+        let Some(desired) = &self.desired else { return Ok(Vec::new()) };
+        let uplink = desired.facts.uplink.as_ref();
+        Ok(self.capture.ensure(&desired.snapshot.settings, uplink)?.into_iter().collect())
     }
 
     /// The tunnel device: none, or exactly the one that shall be.

@@ -208,7 +208,7 @@ pub(crate) fn remove(memory: &Path) -> Vec<KernelError> {
     [run(&text, "removing our tables"), forgotten].into_iter().filter_map(Result::err).collect()
 }
 
-fn run(document: &str, doing: &str) -> Result<(), KernelError> {
+pub(crate) fn run(document: &str, doing: &str) -> Result<(), KernelError> {
     let failed = || KernelError::io(format!("running nft, {doing}"));
     let mut nft = Command::new("nft")
         .args(["-f", "-"])
@@ -231,7 +231,7 @@ fn run(document: &str, doing: &str) -> Result<(), KernelError> {
     Err(KernelError::Nft { doing: doing.to_owned(), stderr })
 }
 
-fn list(arguments: &[&str]) -> Result<Option<String>, KernelError> {
+pub(crate) fn list(arguments: &[&str]) -> Result<Option<String>, KernelError> {
     let output = Command::new("nft").args(arguments).output().map_err(KernelError::io("running nft"))?;
     if output.status.success() {
         return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));

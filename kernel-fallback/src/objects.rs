@@ -11,6 +11,10 @@ pub const TUNNEL_LINK: &str = "cw-vxlan";
 pub const HOST_LINK: &str = "cw-host";
 /// The TAP behind the host-routed uplink of the fast path.
 pub const UPLINK_LINK: &str = "cw-up";
+/// The hardware address of that TAP: frames written to it carry it, and it goes no further.
+pub const UPLINK_MAC: MacAddr = MacAddr([0x02, 0xca, 0x5e, 0x00, 0x00, 0x02]);
+/// The MTU of that TAP: whole tunnel frames of up to 64 KiB pass it.
+pub(crate) const UPLINK_MTU: u16 = 65_000;
 /// What marks routes and rules as ours, in tables that we share with others.
 pub const ROUTE_PROTOCOL: u8 = 202;
 /// The routing table that leads packets from pods to other nodes' addresses into the tunnel.
@@ -30,7 +34,7 @@ pub(crate) fn is_our_link(name: &str) -> bool {
 
 /// True for a link whose addresses and neighbours are all made here; those of the fast path's uplink are not.
 pub(crate) fn is_governed(name: &str) -> bool {
-    matches!(name, TUNNEL_LINK | HOST_LINK) || is_pod_link(name)
+    is_our_link(name)
 }
 
 /// True for the node's end of a pod's veth.

@@ -45,7 +45,7 @@ fn endpoint(number: u8, path: Path) -> Endpoint {
 }
 
 fn facts(host_port: bool) -> Facts {
-    Facts { host_port, lenient: true, other_tunnels: vec![7] }
+    Facts { host_port, lenient: true, other_tunnels: vec![7], ..Facts::default() }
 }
 
 /// The objects that one change brings, as text, without settings.

@@ -1,0 +1,82 @@
+//! The tunnel frames of a fast node: handed to the fast path before the node's own stack sees them.
+//!
+//! Taken are only frames to our address and port with our network identifier, so the node keeps its uplink and everything
+//! else on it. `fwd` exists in netdev tables only: this is our second table.
+
+use causeway_model::{Family, Settings};
+
+use crate::error::KernelError;
+use crate::nft::{list, run};
+use crate::objects::UPLINK_LINK;
+use crate::ruleset::TABLE;
+
+/// Where tunnel frames arrive on a fast node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Uplink {
+    /// The interface that has the tunnel's address.
+    pub(crate) name: String,
+}
+
+/// The table that takes them.
+#[derive(Debug, Default)]
+pub(crate) struct Capture {
+    /// The text that was loaded, and how nft lists it.
+    loaded: Option<(String, String)>,
+}
+
+impl Capture {
+    /// Makes the table what it shall be, or takes it away; returns what was wrong, in words.
+    pub(crate) fn ensure(
+        &mut self,
+        settings: &Settings,
+        uplink: Option<&Uplink>,
+    ) -> Result<Option<String>, KernelError> {
+        let listed = listing()?;
+        let Some(uplink) = uplink else {
+            self.loaded = None;
+            return if listed.is_some() {
+                remove()?;
+                Ok(Some(format!("removed nft table netdev {TABLE}")))
+            } else {
+                Ok(None)
+            };
+        };
+        let text = document(settings, &uplink.name);
+        let is_right = |loaded: &(String, String)| loaded.0 == text && listed.as_ref() == Some(&loaded.1);
+        if self.loaded.as_ref().is_some_and(is_right) {
+            return Ok(None);
+        }
+        run(&text, "capturing the uplink's tunnel frames")?;
+        self.loaded = listing()?.map(|listing| (text, listing));
+        Ok(Some(format!("loaded nft table netdev {TABLE} on {}", uplink.name)))
+    }
+}
+
+fn listing() -> Result<Option<String>, KernelError> {
+    list(&["-s", "list", "table", "netdev", TABLE])
+}
+
+/// Takes the table away; one that is not there is no failure.
+pub(crate) fn remove() -> Result<(), KernelError> {
+    run(&format!("add table netdev {TABLE}\ndelete table netdev {TABLE}\n"), "removing the capture")
+}
+
+fn document(settings: &Settings, uplink: &str) -> String {
+    let header = match settings.underlay_family() {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    };
+    let (address, port, vni) =
+        (settings.tunnel_address, settings.overlay.port, u32::from(settings.overlay.vni));
+    format!(
+        "add table netdev {TABLE}
+delete table netdev {TABLE}
+table netdev {TABLE} {{
+ chain uplink {{
+  type filter hook ingress device \"{uplink}\" priority -310; policy accept;
+  {header} daddr {address} udp dport {port} @th,96,24 {vni} fwd to \"{UPLINK_LINK}\"
+ }}
+}}
+"
+    )
+}
