@@ -78,6 +78,8 @@ pub struct Config {
     pub api_socket: PathBuf,
     /// Where the fast path is met.
     pub fastpath_socket: PathBuf,
+    /// Queues of every TAP of the fast path.
+    pub fastpath_queues: u16,
     /// Where the plugin leaves word of deletions while the agent is dead.
     pub tombstones: PathBuf,
     /// The interface that carries the tunnel; without it, the one that has the node's address.
@@ -131,6 +133,7 @@ const KEYS: &[(&str, &str)] = &[
     ("cni_socket", "an absolute path"),
     ("api_socket", "an absolute path"),
     ("fastpath_socket", "an absolute path"),
+    ("fastpath_queues", "a number from 1 to 16"),
     ("tombstones", "an absolute path"),
     ("uplink", "the name of a network interface, 1 to 15 characters"),
     ("datapath", "auto, fast, kernel"),
@@ -154,6 +157,7 @@ struct Written {
     cni_socket: Option<AbsolutePath>,
     api_socket: Option<AbsolutePath>,
     fastpath_socket: Option<AbsolutePath>,
+    fastpath_queues: Option<Within<1, 16>>,
     tombstones: Option<AbsolutePath>,
     uplink: Option<InterfaceName>,
     #[serde(default)]
@@ -258,6 +262,7 @@ impl Written {
             cni_socket: given(self.cni_socket, run.join("cni.sock")),
             api_socket: given(self.api_socket, run.join("api.sock")),
             fastpath_socket: given(self.fastpath_socket, run.join("fastpath.sock")),
+            fastpath_queues: self.fastpath_queues.map_or(1, |n| as_u16(n.0)),
             tombstones: given(self.tombstones, state.join("tombstones")),
             manifests,
             state,

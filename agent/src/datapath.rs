@@ -8,6 +8,7 @@ use causeway_model::{
 };
 
 use crate::config::PathWish;
+use crate::fast::FastDataplane;
 use crate::store::Netns;
 
 /// Which data path this node has and why. Made once: who holds the tunnel does not change while the agent runs.
@@ -89,6 +90,16 @@ impl Driver for KernelDataplane {
     }
 }
 
+impl Driver for FastDataplane {
+    fn limits(&self) -> Vec<String> {
+        Self::limits(self)
+    }
+
+    fn remember(&mut self, endpoint: &EndpointKey, netns: &Netns) {
+        Self::remember(self, endpoint.clone(), netns.path.as_ref());
+    }
+}
+
 /// The node's data paths as one. Both take the same desired state; each endpoint hangs on one of them.
 pub(crate) struct Drivers {
     /// The kernel's, on every node.
@@ -99,7 +110,8 @@ pub(crate) struct Drivers {
 
 impl Drivers {
     fn each(&mut self) -> impl Iterator<Item = &mut Box<dyn Driver>> {
-        std::iter::once(&mut self.kernel).chain(&mut self.fast)
+        // The fast path opens its ports before the kernel is asked to lead anything there.
+        self.fast.iter_mut().chain(std::iter::once(&mut self.kernel))
     }
 
     fn of(&mut self, path: Path) -> Result<&mut Box<dyn Driver>, DataplaneError> {

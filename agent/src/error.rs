@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use causeway_model::plugin::Failure;
 use causeway_model::{DataplaneError, EndpointKey};
+use causeway_socket::SocketError;
 use thiserror::Error as ThisError;
 
 use crate::addresses::AddressError;
@@ -83,6 +84,9 @@ pub enum Error {
     /// A plugin of another release.
     #[error("the plugin speaks version {0} of the agent's protocol, this agent {version}; install both from one release", version = causeway_model::plugin::VERSION)]
     Protocol(u32),
+    /// The fast path's socket could not be had.
+    #[error(transparent)]
+    FastPathSocket(#[from] SocketError),
     /// The data path could not do it.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
@@ -102,9 +106,13 @@ impl Error {
     pub fn failure(&self) -> Failure {
         let code = match self {
             Self::Io { .. } | Self::Store { .. } | Self::Damaged { .. } => Failure::IO,
-            Self::AnotherAgent { .. } | Self::Taken { .. } | Self::NotReady(_) | Self::Busy => {
-                Failure::TRY_AGAIN
-            }
+            Self::AnotherAgent { .. }
+            | Self::Taken { .. }
+            | Self::NotReady(_)
+            | Self::Busy
+            | Self::FastPathSocket(_)
+            // A data path that is away comes back.
+            | Self::Dataplane(DataplaneError::Unavailable(_)) => Failure::TRY_AGAIN,
             Self::Address(error) => error.code(),
             Self::Exists(_) => Failure::EXISTS,
             Self::Namespace { .. } => Failure::INVALID_ENVIRONMENT,

@@ -10,12 +10,14 @@ mod descriptors;
 pub mod desired;
 mod engine;
 mod error;
+mod fast;
 pub mod identity;
 mod machine;
 mod metrics;
 mod run;
 pub mod sources;
 mod store;
+pub mod tap;
 mod uninstall;
 
 pub use error::Error;

@@ -18,11 +18,12 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::claim::Claim;
 use crate::cni_server::{self, Handler};
-use crate::config::{Config, KernelFeature};
-use crate::datapath::{Drivers, PathChoice};
+use crate::config::{Config, KernelFeature, PathWish};
+use crate::datapath::{Driver, Drivers, PathChoice};
 use crate::desired::Link;
 use crate::engine::{Engine, Parts};
 use crate::error::{Error, chain};
+use crate::fast::{FastDataplane, FastOptions, Missing};
 use crate::machine::Machine;
 use crate::metrics::CniMeter;
 use crate::sources::{ManifestSource, ManifestWatch};
@@ -35,6 +36,8 @@ const MEND: Duration = Duration::from_secs(4);
 const MEND_PAUSE: Duration = Duration::from_millis(500);
 /// How often the source is read when the kernel gives no word of its changes.
 const POLL: Duration = Duration::from_secs(5);
+/// How long a starting agent waits for the fast path before it chooses without.
+const FAST_PATH: Duration = Duration::from_secs(5);
 /// How long what is under way may take to end.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -68,11 +71,14 @@ async fn live(config: Config, release: String) -> Result<(), Error> {
     require_uplink(&config)?;
     let store = Store::open(&config.state)?;
     let sockets = Sockets::open(&config).await?;
-    let choice = choose(&config);
+    let chosen = config.clone();
+    let (choice, fast) = spawn_blocking(move || choose(&chosen))
+        .await
+        .unwrap_or_else(|panic| unreachable!("choosing a data path: {panic}"))?;
     tracing::info!("causeway agent {release}, node {}: {} path, {}", config.node, choice.path, choice.reason);
 
     let source = ManifestSource::new(&config.manifests);
-    let parts = parts(config.clone(), release, store, choice, source.what())?;
+    let parts = parts(config.clone(), release, store, (choice, fast), source.what())?;
     let started = spawn_blocking(move || Arc::new(Engine::new(parts))).await;
     let engine = started.unwrap_or_else(|panic| unreachable!("taking up the store: {panic}"));
     let (stop, stopped) = watch::channel(false);
@@ -104,7 +110,7 @@ async fn live(config: Config, release: String) -> Result<(), Error> {
     }
     drop(spawn_blocking(move || mender.join()).await);
     pages.shutdown().await;
-    for socket in [&config.cni_socket, &config.api_socket] {
+    for socket in [&config.cni_socket, &config.api_socket, &config.fastpath_socket] {
         drop(fs::remove_file(socket));
     }
     Ok(())
@@ -144,16 +150,42 @@ impl Sockets {
     }
 }
 
-fn choose(config: &Config) -> PathChoice {
-    // The seam of the fast path: its driver goes into `Drivers::fast`, and why there is none is said here.
-    PathChoice::of(config.datapath, config.default_path, Err("this build has no fast-path driver yet"))
+/// Chooses this node's data path, once: who is alive later changes nothing.
+fn choose(config: &Config) -> Result<(PathChoice, Option<FastDataplane>), Error> {
+    let of = |fast: Result<(), &str>| PathChoice::of(config.datapath, config.default_path, fast);
+    if config.datapath == PathWish::Kernel {
+        return Ok((of(Err("it was not asked for")), None));
+    }
+    let fast = FastDataplane::start(FastOptions {
+        socket: config.fastpath_socket.clone(),
+        queues: config.fastpath_queues,
+        mask_tunnel_gso: config.mask.contains(&KernelFeature::TunUdpTunnelGso),
+    })?;
+    Ok(match fast_path(&fast, config.datapath) {
+        Ok(()) => (of(Ok(())), Some(fast)),
+        Err(why) => (of(Err(&why)), None),
+    })
+}
+
+/// Whether this node shall have the fast path, or why not.
+fn fast_path(fast: &FastDataplane, asked: PathWish) -> Result<(), String> {
+    fs::metadata("/dev/net/tun").map_err(|error| format!("/dev/net/tun: {error}"))?;
+    // What an earlier agent chose holds as long as the node is up: pods hang on it.
+    if FastDataplane::was_chosen() {
+        return Ok(());
+    }
+    match fast.wait(FAST_PATH, asked == PathWish::Fast) {
+        // Asked for by name it is waited for however long it takes; `causeway status` says so.
+        Err(Missing::Silent(_)) if asked == PathWish::Fast => Ok(()),
+        result => result.map_err(|missing| missing.to_string()),
+    }
 }
 
 fn parts(
     config: Config,
     release: String,
     store: Store,
-    choice: PathChoice,
+    (choice, fast): (PathChoice, Option<FastDataplane>),
     source: String,
 ) -> Result<Parts, Error> {
     let kernel = KernelDataplane::new(KernelOptions {
@@ -166,7 +198,7 @@ fn parts(
         config,
         source,
         store,
-        drivers: Drivers { kernel, fast: None },
+        drivers: Drivers { kernel, fast: fast.map(|fast| Box::new(fast) as Box<dyn Driver>) },
         choice,
         links: Box::new(read_links),
         machine: Machine::look()?,

@@ -1,0 +1,439 @@
+//! The fast path as the agent drives it: it opens the TAPs, holds their descriptors and hands them over, and tells a
+//! fast path that comes, or comes back, everything again.
+
+mod ports;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use causeway_model::fastpath::{Device, Hello, Memory, PortName, Tally, Task};
+use causeway_model::{
+    Count, Counters, Dataplane, DataplaneError, DropReason, Endpoint, EndpointKey, Path, Snapshot,
+    TunnelOwner, Update,
+};
+use causeway_socket::{Listener, SocketError};
+use thiserror::Error;
+use tracing::{info, warn};
+
+use crate::tap::HEADER;
+
+use ports::Held;
+use session::{OrderError, Session};
+
+/// How the fast path of this node is driven.
+#[derive(Clone, Debug)]
+pub struct FastOptions {
+    /// Where the agent listens for it.
+    pub socket: PathBuf,
+    /// Queues of every TAP.
+    pub queues: u16,
+    /// Do without tunnel GSO, although the kernel has it.
+    pub mask_tunnel_gso: bool,
+}
+
+/// Why there is no fast path.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Missing {
+    /// One is there and says why it cannot run, or runs in a way that was not asked for.
+    #[error("{0}")]
+    Unable(String),
+    /// None said hello.
+    #[error("no fast path connected within {0:?}")]
+    Silent(Duration),
+}
+
+/// The driver of the fast path.
+#[derive(Debug)]
+pub struct FastDataplane {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    options: FastOptions,
+    desired: Option<Snapshot>,
+    epoch: u64,
+    held: BTreeMap<PortName, Held>,
+    namespaces: BTreeMap<EndpointKey, PathBuf>,
+    session: Option<Session>,
+    /// What could not be done for single ports, in words; the next mending tries again.
+    trouble: BTreeMap<PortName, String>,
+    /// The counters of fast paths that have gone.
+    past: Tally,
+    last: Tally,
+}
+
+impl FastDataplane {
+    /// Listens for the fast path from now on.
+    pub fn start(options: FastOptions) -> Result<Self, SocketError> {
+        let listener = Listener::bind(&options.socket)?;
+        let state = Arc::new(Mutex::new(State {
+            options,
+            desired: None,
+            epoch: 0,
+            held: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            session: None,
+            trouble: BTreeMap::new(),
+            past: Tally::default(),
+            last: Tally::default(),
+        }));
+        let shared = Arc::clone(&state);
+        thread::spawn(move || {
+            while let Some(session) = next_session(&listener) {
+                lock(&shared).take_up(session);
+            }
+        });
+        Ok(Self { state })
+    }
+
+    /// What the living fast path said of itself; none while there is none.
+    pub fn hello(&self) -> Option<Hello> {
+        let state = lock(&self.state);
+        state.session.as_ref().filter(|session| session.is_open()).map(|session| session.hello().clone())
+    }
+
+    /// Notes where a pod's namespace is, so that its TAP can be opened again after a restart of both sides. A path pins nothing.
+    pub fn remember(&self, key: EndpointKey, namespace: &FilePath) {
+        lock(&self.state).namespaces.insert(key, namespace.to_owned());
+    }
+
+    /// What the fast path cannot do at the moment or does less well than it could, in words.
+    pub fn limits(&self) -> Vec<String> {
+        let state = lock(&self.state);
+        let mut limits: Vec<_> = state.trouble.values().cloned().collect();
+        match state.session.as_ref().filter(|session| session.is_open()).map(Session::hello) {
+            None => limits.push("the fast path is not connected: its pods stand still".into()),
+            Some(hello) => {
+                limits.extend(hello.unable.iter().map(|why| format!("the fast path cannot run: {why}")));
+                if hello.memory == Memory::Slow {
+                    limits.push("the fast path runs in slow memory: no hugepages".into());
+                }
+                limits.extend(hello.limits.iter().cloned());
+            }
+        }
+        let plain = |held: &Held| matches!(&held.device, Device::Tap(tap) if tap.header == HEADER);
+        if state.held.get(&PortName::Uplink).is_some_and(plain) {
+            let why =
+                if state.options.mask_tunnel_gso { "masked by configuration" } else { "needs Linux 6.17" };
+            limits.push(format!(
+                "no tunnel GSO on {}: every frame to other nodes is segmented ({why})",
+                ports::UPLINK
+            ));
+        }
+        limits
+    }
+
+    /// Waits for a fast path that can carry packets; the error says why there is none. `slow` takes one without hugepages, too.
+    pub fn wait(&self, patience: Duration, slow: bool) -> Result<(), Missing> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.hello() {
+                Some(Hello { unable: Some(why), .. }) => return Err(Missing::Unable(why)),
+                Some(Hello { memory: Memory::Slow, .. }) if !slow => {
+                    return Err(Missing::Unable("it runs in slow memory, without hugepages".into()));
+                }
+                Some(_) => return Ok(()),
+                None if Instant::now() >= until => return Err(Missing::Silent(patience)),
+                None => thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+
+    /// Whether an earlier agent chose the fast path for this node since it booted: its host port is there.
+    pub fn was_chosen() -> bool {
+        ports::exists(&PortName::Host)
+    }
+}
+
+/// The next fast path that says a good hello; none when the listener is broken for good.
+fn next_session(listener: &Listener) -> Option<Session> {
+    loop {
+        let channel = match listener.accept() {
+            Ok(channel) => channel,
+            Err(SocketError::Io { source, .. }) if source.raw_os_error() == Some(nix::libc::EINVAL) => {
+                return None;
+            }
+            Err(error) => {
+                warn!(%error, "a fast path could not connect");
+                continue;
+            }
+        };
+        match Session::greet(channel) {
+            Ok(session) => return Some(session),
+            Err(error) => warn!(%error, "a fast path said no good hello"),
+        }
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // A panic elsewhere leaves the state as it was between two orders: it can be used.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl State {
+    fn take_up(&mut self, session: Session) {
+        let hello = session.hello();
+        info!(pid = hello.pid, workers = hello.workers, memory = ?hello.memory, "the fast path is here");
+        if self.session.as_ref().is_none_or(|old| old.hello().pid != hello.pid) {
+            add(&mut self.past, &std::mem::take(&mut self.last));
+        }
+        self.session = Some(session);
+        self.resume();
+    }
+
+    /// Brings a fast path from whatever it holds to the desired state. Does nothing while there is no desired state or nobody
+    /// to tell.
+    fn resume(&mut self) {
+        let result = self.tell_everything();
+        self.settle("taking up the desired state", result);
+    }
+
+    /// Loses the session where an error means that; what an error means for the caller is the caller's.
+    fn settle<T>(&mut self, doing: &str, result: Result<T, OrderError>) -> Option<T> {
+        match result {
+            Ok(value) => return Some(value),
+            Err(OrderError::Lost(error)) => {
+                warn!(%error, doing, "the fast path is lost");
+                self.session = None;
+            }
+            Err(OrderError::Refused(text)) => warn!(text, doing, "the fast path refused"),
+        }
+        None
+    }
+
+    fn tell_everything(&mut self) -> Result<(), OrderError> {
+        let (Some(session), Some(desired)) = (self.session.as_mut(), self.desired.as_ref()) else {
+            return Ok(());
+        };
+        if session.hello().unable.is_some() {
+            return Ok(());
+        }
+        let there: BTreeSet<PortName> = session.hello().ports.iter().cloned().collect();
+        let wanted = wanted(desired);
+        // A port that a fast path serves already is taken back, never opened a second time beside it.
+        for port in wanted.iter().filter(|port| there.contains(port)) {
+            if !self.held.contains_key(port) {
+                let (device, queues) = session.show(port.clone())?;
+                self.held.insert(port.clone(), Held { device, queues });
+            }
+        }
+        for port in there.iter().filter(|port| !wanted.contains(port)) {
+            session.order(Task::Unplug { port: port.clone() }, &[])?;
+        }
+        // The state before any port: what guards an endpoint is in force before its first packet.
+        self.epoch += 1;
+        session.order(Task::Snapshot { epoch: self.epoch, snapshot: Box::new(desired.clone()) }, &[])?;
+        for port in wanted.difference(&there) {
+            self.plug(port)?;
+        }
+        Ok(())
+    }
+
+    /// Opens a port where it is not open and has it served. What fails for one port is noted and stops no other.
+    fn plug(&mut self, port: &PortName) -> Result<(), OrderError> {
+        self.trouble.remove(port);
+        if !self.held.contains_key(port) {
+            match self.open(port) {
+                Ok(held) => drop(self.held.insert(port.clone(), held)),
+                Err(error) => drop(self.trouble.insert(port.clone(), error.to_string())),
+            }
+        }
+        let (Some(held), Some(session)) = (self.held.get(port), self.session.as_mut()) else { return Ok(()) };
+        let queues: Vec<_> = held.queues.iter().map(AsFd::as_fd).collect();
+        match session.order(Task::Plug { port: port.clone(), device: held.device.clone() }, &queues) {
+            Err(OrderError::Refused(text)) => {
+                self.trouble.insert(port.clone(), text);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn tell(&mut self, task: Task) {
+        if let Some(session) = self.session.as_mut().filter(|session| session.hello().unable.is_none()) {
+            let result = session.order(task, &[]);
+            self.settle("taking up changes", result);
+        }
+    }
+
+    /// Ports that the desired state has and the driver does not hold yet, and the other way round.
+    fn align_ports(&mut self) {
+        let Some(desired) = &self.desired else { return };
+        let wanted = wanted(desired);
+        let gone: Vec<_> = self.held.keys().filter(|port| !wanted.contains(port)).cloned().collect();
+        for port in gone {
+            self.unplug(&port);
+        }
+        // Endpoints are plugged by `attach` and by `resume`; the node's own ports as soon as they are wanted.
+        for port in [PortName::Host, PortName::Uplink] {
+            // A device that is there already has a living fast path on its queues, or one to come: its hello will tell.
+            let ours_to_open = self.session.is_some() || !ports::exists(&port);
+            if wanted.contains(&port) && !self.held.contains_key(&port) && ours_to_open {
+                let result = self.plug(&port);
+                self.settle("serving the node's own ports", result);
+            }
+        }
+    }
+
+    fn unplug(&mut self, port: &PortName) {
+        self.trouble.remove(port);
+        if let Some(session) = &mut self.session {
+            let result = session.order(Task::Unplug { port: port.clone() }, &[]);
+            self.settle("giving up a port", result);
+        }
+        if let Some(held) = self.held.remove(port) {
+            held.forget(port);
+        }
+    }
+}
+
+/// The ports that a state wants served by the fast path.
+fn wanted(desired: &Snapshot) -> BTreeSet<PortName> {
+    if desired.settings.tunnel != TunnelOwner::FastPath {
+        return BTreeSet::new();
+    }
+    let endpoints = desired.endpoints.values().filter(|endpoint| endpoint.path == Path::Fast);
+    endpoints
+        .map(|endpoint| PortName::Endpoint(endpoint.key.clone()))
+        .chain([PortName::Host, PortName::Uplink])
+        .collect()
+}
+
+impl Dataplane for FastDataplane {
+    fn apply(&mut self, update: Update<'_>) -> Result<(), DataplaneError> {
+        let mut state = lock(&self.state);
+        match update {
+            Update::Whole(snapshot) => {
+                state.desired = Some(snapshot.clone());
+                state.resume();
+            }
+            Update::Changes(deltas) => {
+                let Some(desired) = &mut state.desired else {
+                    return Err(DataplaneError::Refused("changes of a state that was never told".into()));
+                };
+                deltas.iter().cloned().for_each(|delta| desired.apply(delta));
+                state.epoch += 1;
+                let epoch = state.epoch;
+                state.tell(Task::Deltas { epoch, deltas: deltas.to_vec() });
+            }
+        }
+        // A fast path that is away is told everything when it is back: nothing is lost.
+        state.align_ports();
+        Ok(())
+    }
+
+    fn attach(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<(), DataplaneError> {
+        let mut state = lock(&self.state);
+        let able = state
+            .session
+            .as_ref()
+            .is_some_and(|session| session.is_open() && session.hello().unable.is_none());
+        if !able {
+            return Err(DataplaneError::Unavailable("the fast path is not connected".into()));
+        }
+        let port = PortName::Endpoint(endpoint.key.clone());
+        let held = ports::make_pod_tap(endpoint, netns, &state.options)?;
+        state.held.insert(port.clone(), held);
+        let result = state.plug(&port);
+        let refused = state.trouble.remove(&port);
+        let plugged = state.settle("serving a pod", result);
+        if plugged.is_some() && refused.is_none() {
+            return Ok(());
+        }
+        state.unplug(&port);
+        Err(DataplaneError::Unavailable(refused.unwrap_or_else(|| "the fast path went away".into())))
+    }
+
+    fn detach(&mut self, endpoint: &EndpointKey) -> Result<(), DataplaneError> {
+        let mut state = lock(&self.state);
+        state.unplug(&PortName::Endpoint(endpoint.clone()));
+        // A stopped fast path holds its descriptors, and a restarted agent may hold none: the link goes all the same.
+        match state.namespaces.remove(endpoint) {
+            Some(namespace) => ports::delete_pod_tap(&endpoint.interface, &namespace),
+            None => Ok(()),
+        }
+    }
+
+    fn mend(&mut self) -> Result<Vec<String>, DataplaneError> {
+        let mut state = lock(&self.state);
+        let mut mended = Vec::new();
+        let lost: Vec<_> =
+            state.held.iter().filter(|(port, held)| held.is_gone(port)).map(|(p, _)| p.clone()).collect();
+        for port in lost {
+            state.unplug(&port);
+            mended.push(format!("{port:?}: its TAP had gone"));
+        }
+        let Some(desired) = &state.desired else { return Ok(mended) };
+        let missing: Vec<_> = wanted(desired)
+            .into_iter()
+            .filter(|port| !state.held.contains_key(port) || state.trouble.contains_key(port))
+            .collect();
+        if state.session.is_some() {
+            for port in missing {
+                let result = state.plug(&port);
+                state.settle("serving a port again", result);
+            }
+        }
+        Ok(mended)
+    }
+
+    fn counters(&mut self) -> Result<Counters, DataplaneError> {
+        let mut state = lock(&self.state);
+        if let Some(session) = state.session.as_mut().filter(|session| session.hello().unable.is_none()) {
+            let result = session.count();
+            if let Some(tally) = state.settle("counting", result) {
+                state.last = tally;
+            }
+        }
+        let mut sum = state.past.clone();
+        add(&mut sum, &state.last);
+        Ok(counters(&sum))
+    }
+}
+
+/// Adds what a fast path counted to what those before it did.
+fn add(sum: &mut Tally, more: &Tally) {
+    sum.tunnel_sent += more.tunnel_sent;
+    sum.tunnel_received += more.tunnel_received;
+    sum.drops.extend(&more.drops);
+    sum.endpoints.extend(more.endpoints.iter().cloned());
+    sum.buffers = more.buffers;
+    // One line a reason and worker, however many fast paths there were.
+    let drops: BTreeMap<(u16, DropReason), Count> =
+        sum.drops.iter().fold(BTreeMap::new(), |mut drops, line| {
+            *drops.entry((line.worker, line.reason)).or_default() += line.count;
+            drops
+        });
+    sum.drops = drops
+        .into_iter()
+        .map(|((worker, reason), count)| causeway_model::fastpath::WorkerDrops { worker, reason, count })
+        .collect();
+}
+
+fn counters(tally: &Tally) -> Counters {
+    let mut counters = Counters {
+        tunnel_sent: tally.tunnel_sent,
+        tunnel_received: tally.tunnel_received,
+        ..Counters::default()
+    };
+    for line in &tally.drops {
+        *counters.drops.entry(line.reason).or_default() += line.count;
+    }
+    for (key, passed) in &tally.endpoints {
+        let entry = counters.endpoints.entry(key.clone()).or_default();
+        entry.from_pod += passed.from_pod;
+        entry.to_pod += passed.to_pod;
+        for (reason, count) in &passed.drops {
+            *entry.drops.entry(*reason).or_default() += *count;
+        }
+    }
+    counters
+}

@@ -1,0 +1,151 @@
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use causeway_kernel_fallback::{HOST_LINK, UPLINK_LINK, UPLINK_MAC, delete_link, namespace, pod};
+use causeway_model::fastpath::{Device, PortName, Tap};
+use causeway_model::{DataplaneError, Endpoint, MacAddr};
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+
+use super::{FastOptions, State};
+use crate::tap::{self, Shape, TapError};
+
+/// The host-routed uplink, by name.
+pub(super) const UPLINK: &str = UPLINK_LINK;
+
+/// Everything a TAP without a tunnel may leave to the other side.
+const OFFLOADS: u32 = tap::TUN_F_CSUM | tap::TUN_F_TSO4 | tap::TUN_F_TSO6 | tap::TUN_F_TSO_ECN;
+const UDP_OFFLOADS: u32 = tap::TUN_F_USO4 | tap::TUN_F_USO6;
+const TUNNEL_OFFLOADS: u32 = tap::TUN_F_UDP_TUNNEL_GSO | tap::TUN_F_UDP_TUNNEL_GSO_CSUM;
+
+/// A port with the agent's descriptors of it.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) device: Device,
+    pub(super) queues: Vec<OwnedFd>,
+}
+
+impl Held {
+    /// Lets the device go with its last descriptor.
+    pub(super) fn forget(self, port: &PortName) {
+        if let Some(queue) = self.queues.first() {
+            // It fails only where the device has gone already, which is what is wanted.
+            drop(tap::forget(link_of(port), queue.as_fd()));
+        }
+    }
+
+    /// Whether another tool took the device of one of the node's own ports away.
+    pub(super) fn is_gone(&self, port: &PortName) -> bool {
+        matches!(port, PortName::Host | PortName::Uplink)
+            && if_nametoindex(link_of(port)) == Err(Errno::ENODEV)
+    }
+}
+
+/// Whether the device of one of the node's own ports exists.
+pub(super) fn exists(port: &PortName) -> bool {
+    if_nametoindex(link_of(port)).is_ok()
+}
+
+fn link_of(port: &PortName) -> &str {
+    match port {
+        PortName::Host => HOST_LINK,
+        PortName::Uplink => UPLINK_LINK,
+        PortName::Endpoint(key) => &key.interface,
+    }
+}
+
+fn failed(doing: String) -> impl FnOnce(TapError) -> DataplaneError {
+    move |source| DataplaneError::Failed { doing, source: Box::new(source) }
+}
+
+impl State {
+    /// Opens the device of a port, as it was opened before where it was.
+    pub(super) fn open(&self, port: &PortName) -> Result<Held, DataplaneError> {
+        let Some(desired) = &self.desired else {
+            return Err(DataplaneError::Refused("a port of a state that was never told".into()));
+        };
+        match port {
+            PortName::Host => {
+                let open = || open_tap(HOST_LINK, self.options.queues, desired.settings.node.vtep_mac);
+                open().map_err(failed(format!("opening {HOST_LINK}")))
+            }
+            PortName::Uplink => self.open_uplink(),
+            PortName::Endpoint(key) => {
+                let lost = || {
+                    DataplaneError::Refused(format!("endpoint {key}: where its namespace is, is not known"))
+                };
+                let endpoint = desired.endpoints.get(key).ok_or_else(lost)?;
+                let place = self.namespaces.get(key).ok_or_else(lost)?;
+                let netns = namespace::open(place)?;
+                // The device outlived both processes; its addresses are verified by what verifies every pod.
+                namespace::within(netns.as_fd(), || {
+                    open_tap(&key.interface, self.options.queues, endpoint.mac)
+                })?
+                .map_err(failed(format!("opening the TAP of {key} again")))
+            }
+        }
+    }
+
+    fn open_uplink(&self) -> Result<Held, DataplaneError> {
+        let queues = self.options.queues;
+        let whole =
+            Shape { queues, header: tap::TUNNEL_HEADER, offloads: OFFLOADS | UDP_OFFLOADS | TUNNEL_OFFLOADS };
+        if !self.options.mask_tunnel_gso {
+            match tap::open(UPLINK_LINK, whole) {
+                Ok(opened) => return Ok(held(opened, whole, UPLINK_MAC)),
+                // A kernel before 6.17 knows neither the offload nor the longer header.
+                Err(error) if error.errno() == Errno::EINVAL => {}
+                Err(error) => return Err(failed(format!("opening {UPLINK_LINK}"))(error)),
+            }
+        }
+        // Without tunnel offload nothing may come or go unsegmented: what would be is the outer datagram.
+        let plain = Shape { queues, header: tap::HEADER, offloads: 0 };
+        let opened = tap::open(UPLINK_LINK, plain).map_err(failed(format!("opening {UPLINK_LINK}")))?;
+        Ok(held(opened, plain, UPLINK_MAC))
+    }
+}
+
+/// Opens a TAP that takes and gives TCP unsegmented, and UDP where the kernel can (Linux 6.2).
+fn open_tap(name: &str, queues: u16, mac: MacAddr) -> Result<Held, TapError> {
+    let with_udp = Shape { queues, header: tap::HEADER, offloads: OFFLOADS | UDP_OFFLOADS };
+    match tap::open(name, with_udp) {
+        Ok(opened) => Ok(held(opened, with_udp, mac)),
+        Err(error) if error.errno() == Errno::EINVAL => {
+            let without = Shape { offloads: OFFLOADS, ..with_udp };
+            Ok(held(tap::open(name, without)?, without, mac))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn held(queues: Vec<OwnedFd>, shape: Shape, mac: MacAddr) -> Held {
+    let tap = Tap { queues: shape.queues, header: shape.header, offloads: shape.offloads, mac };
+    Held { device: Device::Tap(tap), queues }
+}
+
+/// Makes a pod's TAP inside its namespace and configures it. On failure nothing is left there.
+pub(super) fn make_pod_tap(
+    endpoint: &Endpoint,
+    netns: BorrowedFd<'_>,
+    options: &FastOptions,
+) -> Result<Held, DataplaneError> {
+    let name = &endpoint.key.interface;
+    let opened = namespace::within(netns, || {
+        if if_nametoindex(name.as_str()).is_ok() {
+            return Err(DataplaneError::Refused(format!("interface {name} exists in the pod's namespace")));
+        }
+        open_tap(name, options.queues, endpoint.mac)
+            .map_err(failed(format!("making the TAP of {}", endpoint.key)))
+    })??;
+    if let Err(error) = pod::configure(netns, name, endpoint) {
+        opened.forget(&PortName::Endpoint(endpoint.key.clone()));
+        return Err(error.into());
+    }
+    Ok(opened)
+}
+
+/// Deletes a pod's TAP by name. A namespace or a link that has gone is no failure.
+pub(super) fn delete_pod_tap(interface: &str, place: &Path) -> Result<(), DataplaneError> {
+    let Ok(netns) = namespace::open(place) else { return Ok(()) };
+    Ok(namespace::within(netns.as_fd(), || delete_link(interface))??)
+}

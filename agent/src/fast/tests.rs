@@ -1,0 +1,223 @@
+//! The driver against a fast path that is played by the test, in a network namespace of its own.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::thread::{self, JoinHandle};
+
+use causeway_model::fastpath::{Answer, Order, Outcome};
+use causeway_model::{Identity, MacAddr, Node, NodeId, Overlay, PortKind, Settings};
+use causeway_socket::Channel;
+use nix::sched::{CloneFlags, unshare};
+
+use super::*;
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// Runs a test in a namespace of its own: a thread that never comes back from there.
+fn alone(test: impl FnOnce(&FilePath) + Send + 'static) {
+    let run = || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("root, to make a network namespace");
+        let directory = tempfile::tempdir().unwrap();
+        test(&directory.path().join("fastpath.sock"));
+    };
+    thread::spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+fn driver(socket: &FilePath) -> FastDataplane {
+    let options = FastOptions { socket: socket.to_owned(), queues: 2, mask_tunnel_gso: false };
+    FastDataplane::start(options).unwrap()
+}
+
+fn endpoint(number: u8) -> Endpoint {
+    Endpoint {
+        key: EndpointKey {
+            network: "pods".into(),
+            container: format!("c{number}"),
+            interface: "eth0".into(),
+        },
+        pod: None,
+        addresses: vec![[10, 70, 1, number].into()],
+        mac: MacAddr([2, 0, 0, 0, 0, number]),
+        mtu: 1450,
+        labels: BTreeMap::new(),
+        identity: Identity(Identity::FIRST_INTERNED),
+        path: Path::Fast,
+        path_reason: "tried".into(),
+        port: PortKind::Tap,
+    }
+}
+
+fn snapshot() -> Snapshot {
+    let id = NodeId { cluster: "lyon".parse().unwrap(), name: "east".parse().unwrap() };
+    Snapshot::new(Settings {
+        overlay: Overlay { vni: 51717.try_into().unwrap(), port: 4789 },
+        node: Node {
+            underlay: vec![[192, 0, 2, 1].into()],
+            vtep_mac: Node::derived_vtep_mac(&id),
+            pod_prefixes: vec!["10.70.1.0/24".parse().unwrap()],
+            id,
+        },
+        tunnel_address: [192, 0, 2, 1].into(),
+        tunnel: TunnelOwner::FastPath,
+        pod_mtu: 1450,
+    })
+}
+
+/// What a played fast path was told: the task and how many descriptors came with it.
+type Told = Vec<(Task, usize)>;
+
+/// A fast path that holds some ports, answers everything and leaves when nothing comes for a while.
+fn play(socket: &FilePath, hello: Hello, mut shown: Vec<OwnedFd>) -> JoinHandle<Told> {
+    let mut channel = Channel::connect(socket).unwrap();
+    thread::spawn(move || {
+        channel.send(&hello, &[], SOON).unwrap();
+        let mut told = Told::new();
+        while let Ok((order, queues)) = channel.receive::<Order>(Some(Duration::from_millis(500))) {
+            let beside: Vec<_> =
+                if matches!(order.what, Task::Show { .. }) { std::mem::take(&mut shown) } else { Vec::new() };
+            let what = match &order.what {
+                Task::Show { .. } => Outcome::Shown(Device::Tap(causeway_model::fastpath::Tap {
+                    queues: 1,
+                    header: HEADER,
+                    offloads: 0,
+                    mac: MacAddr([2; 6]),
+                })),
+                Task::Count => Outcome::Counted(Box::default()),
+                _ => Outcome::Done,
+            };
+            let fds: Vec<_> = beside.iter().map(AsFd::as_fd).collect();
+            channel.send(&Answer { number: order.number, what }, &fds, SOON).unwrap();
+            told.push((order.what, queues.len()));
+        }
+        told
+    })
+}
+
+fn hello(ports: Vec<PortName>) -> Hello {
+    Hello {
+        version: 1,
+        release: "test".into(),
+        pid: 7,
+        memory: Memory::Hugepages,
+        workers: 1,
+        epoch: 0,
+        ports,
+        unable: None,
+        limits: Vec::new(),
+    }
+}
+
+fn plugged(told: &Told) -> Vec<(&PortName, usize)> {
+    let plugs = told.iter().filter_map(|(task, queues)| match task {
+        Task::Plug { port, .. } => Some((port, *queues)),
+        _ => None,
+    });
+    plugs.collect()
+}
+
+#[test]
+fn a_fast_path_that_comes_is_told_the_state_before_any_port() {
+    alone(|socket| {
+        let mut driver = driver(socket);
+        driver.apply(Update::Whole(&snapshot())).unwrap();
+        let told = play(socket, hello(vec![]), vec![]).join().unwrap();
+        assert!(matches!(told[0].0, Task::Snapshot { .. }), "{told:?}");
+        assert_eq!(plugged(&told), [(&PortName::Host, 2), (&PortName::Uplink, 2)], "with two queues each");
+    });
+}
+
+#[test]
+fn a_restarted_agent_takes_the_descriptors_back_and_opens_no_queue_beside_them() {
+    alone(|socket| {
+        // What an earlier agent opened and its fast path still serves.
+        let shape = crate::tap::Shape { queues: 1, header: HEADER, offloads: 0 };
+        let queues = crate::tap::open("cw-host", shape).unwrap();
+        let mut driver = driver(socket);
+        driver.apply(Update::Whole(&snapshot())).unwrap();
+        assert!(FastDataplane::was_chosen());
+        let told = play(socket, hello(vec![PortName::Host]), queues).join().unwrap();
+        assert_eq!(told[0].0, Task::Show { port: PortName::Host });
+        assert_eq!(plugged(&told), [(&PortName::Uplink, 2)], "the host port is served already");
+        assert_eq!(lock(&driver.state).held[&PortName::Host].queues.len(), 1, "as many queues as there were");
+    });
+}
+
+#[test]
+fn a_fast_path_that_comes_back_is_told_again_what_changed_meanwhile() {
+    alone(|socket| {
+        let mut driver = driver(socket);
+        let (mut state, endpoint) = (snapshot(), endpoint(3));
+        driver.apply(Update::Whole(&state)).unwrap();
+        play(socket, hello(vec![]), vec![]).join().unwrap();
+        let delta = causeway_model::Delta::Cluster(causeway_model::Cluster {
+            name: "lyon".parse().unwrap(),
+            id: 1,
+            region: None,
+            pod_prefixes: vec![],
+            service_prefixes: vec![],
+        });
+        driver.apply(Update::Changes(std::slice::from_ref(&delta))).unwrap();
+        state.apply(delta);
+        let told =
+            play(socket, Hello { pid: 8, ..hello(vec![PortName::Endpoint(endpoint.key.clone())]) }, vec![]);
+        let told = told.join().unwrap();
+        assert_eq!(
+            told[0].0,
+            Task::Unplug { port: PortName::Endpoint(endpoint.key) },
+            "a port that nobody wants"
+        );
+        assert!(matches!(&told[1].0, Task::Snapshot { snapshot, .. } if **snapshot == state), "{told:?}");
+    });
+}
+
+#[test]
+fn a_fast_path_that_cannot_run_is_told_nothing_and_its_reason_is_shown() {
+    alone(|socket| {
+        let mut driver = driver(socket);
+        driver.apply(Update::Whole(&snapshot())).unwrap();
+        let why = "hugepages: need 256, have 64";
+        let played = play(socket, Hello { unable: Some(why.into()), ..hello(vec![]) }, vec![]);
+        assert_eq!(driver.wait(SOON, true), Err(Missing::Unable(why.into())));
+        assert!(driver.limits().iter().any(|limit| limit.contains(why)), "{:?}", driver.limits());
+        assert_eq!(played.join().unwrap(), []);
+    });
+}
+
+#[test]
+fn slow_memory_is_taken_only_when_the_fast_path_was_asked_for() {
+    alone(|socket| {
+        let driver = driver(socket);
+        let played = play(socket, Hello { memory: Memory::Slow, ..hello(vec![]) }, vec![]);
+        assert!(matches!(driver.wait(SOON, false), Err(Missing::Unable(_))));
+        assert_eq!(driver.wait(SOON, true), Ok(()));
+        assert!(driver.limits().iter().any(|limit| limit.contains("slow memory")));
+        played.join().unwrap();
+    });
+}
+
+#[test]
+fn a_pod_is_not_attached_to_a_fast_path_that_is_away() {
+    alone(|socket| {
+        let mut driver = driver(socket);
+        driver.apply(Update::Whole(&snapshot())).unwrap();
+        let own = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        let error = driver.attach(&endpoint(3), own.as_fd()).unwrap_err();
+        assert!(matches!(error, DataplaneError::Unavailable(_)), "{error}");
+        assert!(driver.limits().iter().any(|limit| limit.contains("not connected")));
+        assert!(nix::net::if_::if_nametoindex("eth0").is_err(), "nothing is left behind");
+    });
+}
+
+#[test]
+fn counts_of_fast_paths_that_have_gone_are_kept() {
+    use causeway_model::fastpath::WorkerDrops;
+    let drops = |worker, packets| WorkerDrops {
+        worker,
+        reason: DropReason::SpoofedMac,
+        count: Count { packets, bytes: packets * 60 },
+    };
+    let mut sum = Tally { drops: vec![drops(0, 2)], ..Tally::default() };
+    add(&mut sum, &Tally { drops: vec![drops(0, 3), drops(1, 5)], ..Tally::default() });
+    assert_eq!(sum.drops, [drops(0, 5), drops(1, 5)]);
+    assert_eq!(counters(&sum).drops[&DropReason::SpoofedMac].packets, 10);
+}

@@ -1,0 +1,139 @@
+//! TAP devices: opened, kept and given up. The one file of the agent that speaks TUN ioctls.
+#![expect(
+    unsafe_code,
+    reason = "TUN is driven by ioctls that no safe library covers: several queues, virtio headers of 24 bytes"
+)]
+
+use std::fs::OpenOptions;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::errno::Errno;
+use nix::libc;
+use thiserror::Error;
+
+/// Checksums may be left to the reader.
+pub const TUN_F_CSUM: u32 = 0x01;
+/// TCP over IPv4 may come unsegmented.
+pub const TUN_F_TSO4: u32 = 0x02;
+/// TCP over IPv6 may come unsegmented.
+pub const TUN_F_TSO6: u32 = 0x04;
+/// Unsegmented TCP may carry ECN marks.
+pub const TUN_F_TSO_ECN: u32 = 0x08;
+/// UDP over IPv4 may come unsegmented.
+pub const TUN_F_USO4: u32 = 0x20;
+/// UDP over IPv6 may come unsegmented.
+pub const TUN_F_USO6: u32 = 0x40;
+/// Frames inside a UDP tunnel may come unsegmented (Linux 6.17).
+pub const TUN_F_UDP_TUNNEL_GSO: u32 = 0x80;
+/// The same with an outer checksum.
+pub const TUN_F_UDP_TUNNEL_GSO_CSUM: u32 = 0x100;
+
+/// The virtio header of a TAP without tunnel offload (`struct virtio_net_hdr`).
+pub const HEADER: u8 = 10;
+/// The virtio header of a TAP with tunnel offload (`struct virtio_net_hdr_v1_hash_tunnel`).
+pub const TUNNEL_HEADER: u8 = 24;
+
+/// A TAP that could not be had.
+#[derive(Debug, Error)]
+#[error("{doing} of TAP {name}: {errno}")]
+pub struct TapError {
+    name: String,
+    doing: &'static str,
+    errno: Errno,
+}
+
+impl TapError {
+    /// The system's reason.
+    pub fn errno(&self) -> Errno {
+        self.errno
+    }
+}
+
+mod ioctl {
+    use nix::libc::{c_int, ifreq};
+    use nix::{ioctl_write_int_bad, ioctl_write_ptr_bad, request_code_write};
+
+    const INT: usize = size_of::<c_int>();
+    ioctl_write_ptr_bad!(set_iff, request_code_write!(b'T', 202, INT), ifreq);
+    ioctl_write_int_bad!(set_persist, request_code_write!(b'T', 203, INT));
+    ioctl_write_int_bad!(set_offload, request_code_write!(b'T', 208, INT));
+    ioctl_write_ptr_bad!(set_header, request_code_write!(b'T', 216, INT), c_int);
+}
+
+/// How a TAP shall be.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Its queues.
+    pub queues: u16,
+    /// The length of the virtio header before every frame.
+    pub header: u8,
+    /// The bits of TUNSETOFFLOAD.
+    pub offloads: u32,
+}
+
+/// Opens every queue of a TAP in the calling thread's network namespace, making the device if it is not there, and makes
+/// it outlive its descriptors. A device left by an earlier process is taken up as it is: its addresses and routes stay.
+pub fn open(name: &str, shape: Shape) -> Result<Vec<OwnedFd>, TapError> {
+    let queues = (0..shape.queues).map(|_| open_queue(name, shape)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(queue) = queues.first() {
+        // SAFETY: TUNSETPERSIST takes an integer and touches no memory of ours; the descriptor is an open TAP queue.
+        unsafe { ioctl::set_persist(queue.as_raw_fd(), 1) }.map_err(failed(name, "keeping"))?;
+    }
+    Ok(queues)
+}
+
+fn open_queue(name: &str, shape: Shape) -> Result<OwnedFd, TapError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")
+        .map_err(|error| failed(name, "opening /dev/net/tun for the sake")(errno_of(&error)))?;
+    let queue = OwnedFd::from(file);
+    let request = request(name).ok_or_else(|| failed(name, "naming")(Errno::ENAMETOOLONG))?;
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, which lives on this stack for the whole call.
+    unsafe { ioctl::set_iff(queue.as_raw_fd(), &raw const request) }
+        .map_err(failed(name, "opening a queue"))?;
+    let header = libc::c_int::from(shape.header);
+    // SAFETY: TUNSETVNETHDRSZ reads one int, which lives on this stack for the whole call.
+    unsafe { ioctl::set_header(queue.as_raw_fd(), &raw const header) }
+        .map_err(failed(name, "setting the header length"))?;
+    let offloads =
+        libc::c_int::try_from(shape.offloads).map_err(|_| failed(name, "naming offloads")(Errno::EINVAL))?;
+    // SAFETY: TUNSETOFFLOAD takes its bits by value and touches no memory of ours.
+    unsafe { ioctl::set_offload(queue.as_raw_fd(), offloads) }
+        .map_err(failed(name, "setting the offloads"))?;
+    Ok(queue)
+}
+
+/// Lets a TAP go with its last descriptor.
+pub fn forget(name: &str, queue: BorrowedFd<'_>) -> Result<(), TapError> {
+    // SAFETY: as in `open`.
+    unsafe { ioctl::set_persist(queue.as_raw_fd(), 0) }.map(drop).map_err(failed(name, "giving up"))
+}
+
+fn request(name: &str) -> Option<libc::ifreq> {
+    // SAFETY: `struct ifreq` is plain data for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte of the name stays zero.
+    let room = request.ifr_name.len() - 1;
+    if name.is_empty() || name.len() > room {
+        return None;
+    }
+    for (slot, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *slot = byte.cast_signed();
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).ok()?;
+    Some(request)
+}
+
+fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+fn failed(name: &str, doing: &'static str) -> impl FnOnce(Errno) -> TapError {
+    let name = name.to_owned();
+    move |errno| TapError { name, doing, errno }
+}
