@@ -108,7 +108,7 @@ impl Lab {
             }
             Role::Fastpath => {
                 let mut command = Command::new(binaries.get("causeway-fastpath")?);
-                command.arg("--socket").arg(node.directory().join("run/fastpath.sock"));
+                command.arg("--agent").arg(node.directory().join("run/fastpath.sock")).args(["--memory", "slow"]);
                 command
             }
         };
