@@ -337,6 +337,9 @@ impl Context<'_> {
             wishes.objects.extend(link_sysctls(UPLINK_LINK, &more));
             let (name, mac) = (UPLINK_LINK.into(), Some(UPLINK_MAC));
             wishes.objects.push(Object::Link(LinkState { name, mac, mtu: UPLINK_MTU }));
+            // The loose reverse-path check refuses everything on a link that has no address at all.
+            let address = single(GATEWAY_V4.into());
+            wishes.objects.push(Object::Address { link: UPLINK_LINK.into(), address });
         }
         for prefix in flatten(node.pod_prefixes.iter().copied()) {
             wishes.objects.push(Object::Rule { from: prefix });

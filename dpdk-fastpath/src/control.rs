@@ -1,0 +1,233 @@
+//! The agent's orders, carried out one after the other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use causeway_datapath::{Links, NextHop, Port, Slots, World};
+use causeway_model::fastpath::{
+    Answer, Device, Hello, MAX_QUEUES, Memory, Order, Outcome, PortName, Tally, Task, VERSION, WorkerDrops,
+};
+use causeway_model::{Delta, EndpointCounters, EndpointKey, MacAddr, Snapshot};
+use causeway_socket::{Channel, SocketError};
+
+use crate::packet::Buffers;
+use crate::table::{SLOTS, Shared, Table};
+use crate::tap::TapPort;
+
+/// How long an answer may take to be taken.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How soon an agent that is away is looked for again, at first and at last.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// What packets need.
+pub(crate) struct Means {
+    pub(crate) buffers: Buffers,
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// The side of the fast path that the agent talks to.
+pub(crate) struct Control {
+    agent: PathBuf,
+    memory: Memory,
+    workers: u16,
+    /// What there is, or why nothing is.
+    means: Result<Means, String>,
+    epoch: u64,
+    snapshot: Option<Snapshot>,
+    slots: Slots,
+    ports: BTreeMap<PortName, Arc<TapPort>>,
+    /// What endpoints counted that have gone, so that their names stay in the sums.
+    refused: BTreeSet<EndpointKey>,
+}
+
+impl Control {
+    pub(crate) fn new(agent: PathBuf, memory: Memory, workers: u16, means: Result<Means, String>) -> Self {
+        let (slots, ports) = (Slots::new(SLOTS), BTreeMap::new());
+        Self {
+            agent,
+            memory,
+            workers,
+            means,
+            epoch: 0,
+            snapshot: None,
+            slots,
+            ports,
+            refused: BTreeSet::new(),
+        }
+    }
+
+    /// Serves agents, one after the other, for ever. Between two of them packets go on as the last one said.
+    pub(crate) fn serve(mut self) -> ! {
+        let mut pause = RETRY.0;
+        loop {
+            match self.converse(&mut pause) {
+                Ok(()) => {}
+                Err(SocketError::Gone) => tracing::info!("the agent has gone; packets go on"),
+                Err(error) => tracing::debug!(%error, "no agent"),
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+
+    /// One agent, from hello to its end.
+    fn converse(&mut self, pause: &mut Duration) -> Result<(), SocketError> {
+        let mut channel = Channel::connect(&self.agent)?;
+        channel.send(&self.hello(), &[], PATIENCE)?;
+        *pause = RETRY.0;
+        loop {
+            let (order, queues) = channel.receive::<Order>(None)?;
+            let shown = self.descriptors_of(&order.what);
+            let what = self.carry_out(order.what, queues).unwrap_or_else(Outcome::Failed);
+            let beside = shown.as_ref().map(|tap| tap.queues.iter().map(AsFd::as_fd).collect::<Vec<_>>());
+            channel.send(&Answer { number: order.number, what }, &beside.unwrap_or_default(), PATIENCE)?;
+        }
+    }
+
+    fn hello(&self) -> Hello {
+        Hello {
+            version: VERSION,
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            memory: self.memory,
+            workers: self.workers,
+            epoch: self.epoch,
+            ports: self.ports.keys().cloned().collect(),
+            unable: self.means.as_ref().err().cloned(),
+            limits: Vec::new(),
+        }
+    }
+
+    fn descriptors_of(&self, task: &Task) -> Option<Arc<TapPort>> {
+        match task {
+            Task::Show { port } => self.ports.get(port).cloned(),
+            _ => None,
+        }
+    }
+
+    fn carry_out(&mut self, task: Task, queues: Vec<OwnedFd>) -> Result<Outcome, String> {
+        if let Err(why) = &self.means {
+            return Err(why.clone());
+        }
+        match task {
+            Task::Snapshot { epoch, snapshot } => self.take_up(epoch, *snapshot)?,
+            Task::Deltas { epoch, deltas } => self.change(epoch, deltas)?,
+            Task::Plug { port, device } => self.plug(&port, device, queues)?,
+            Task::Unplug { port } => {
+                if self.ports.remove(&port).is_some() {
+                    self.publish()?;
+                }
+            }
+            Task::Show { port } => {
+                let tap = self.ports.get(&port).ok_or_else(|| format!("port {port:?} is not served"))?;
+                return Ok(Outcome::Shown(Device::Tap(tap.tap.clone())));
+            }
+            Task::Count => return Ok(Outcome::Counted(Box::new(self.count()?))),
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn take_up(&mut self, epoch: u64, snapshot: Snapshot) -> Result<(), String> {
+        let old = self.snapshot.replace(snapshot);
+        if let Err(error) = self.publish() {
+            self.snapshot = old;
+            return Err(error);
+        }
+        self.epoch = epoch;
+        Ok(())
+    }
+
+    fn change(&mut self, epoch: u64, deltas: Vec<Delta>) -> Result<(), String> {
+        let mut snapshot = self.snapshot.clone().ok_or("changes of a state that was never told")?;
+        deltas.into_iter().for_each(|delta| snapshot.apply(delta));
+        self.take_up(epoch, snapshot)
+    }
+
+    fn plug(&mut self, port: &PortName, device: Device, queues: Vec<OwnedFd>) -> Result<(), String> {
+        if self.ports.contains_key(port) {
+            return Ok(());
+        }
+        let tap = match device {
+            Device::Tap(tap) => tap,
+            Device::Ethdev { arguments, .. } => {
+                return Err(format!("device {arguments}: only TAPs can be served"));
+            }
+        };
+        if queues.is_empty() || queues.len() != usize::from(tap.queues) || queues.len() > MAX_QUEUES {
+            return Err(format!("port {port:?}: {} descriptors for {} queues", queues.len(), tap.queues));
+        }
+        if ![10, 12, 24].contains(&tap.header) {
+            return Err(format!("port {port:?}: a virtio header of {} bytes", tap.header));
+        }
+        self.ports.insert(port.clone(), Arc::new(TapPort { queues, tap }));
+        self.publish().inspect_err(|_| drop(self.ports.remove(port)))
+    }
+
+    /// Puts what is known now in force.
+    fn publish(&mut self) -> Result<(), String> {
+        let Ok(means) = &self.means else { return Ok(()) };
+        let world = match &self.snapshot {
+            None => None,
+            Some(snapshot) => {
+                self.refused = self.slots.take_up(snapshot).into_iter().collect();
+                let world = World::new(snapshot, &self.slots, &self.links(snapshot));
+                Some(Arc::new(world.map_err(|error| error.to_string())?))
+            }
+        };
+        let ports = self.ports.iter().filter_map(|(name, tap)| Some((self.number(name)?, tap.clone())));
+        let table = Table::new(world, ports.collect(), &means.shared)
+            .map_err(|errno| format!("waiting on the ports' descriptors: {errno}"))?;
+        means.shared.publish(table)?;
+        for slot in self.slots.settle() {
+            means.shared.workers.iter().for_each(|worker| worker.tally.clear(slot));
+        }
+        if self.refused.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = self.refused.iter().map(ToString::to_string).collect();
+        Err(format!("{SLOTS} endpoints are the most; without a place: {}", names.join(", ")))
+    }
+
+    fn number(&self, name: &PortName) -> Option<Port> {
+        Some(match name {
+            PortName::Host => Port::Host,
+            PortName::Uplink => Port::Uplink,
+            PortName::Endpoint(key) => Port::Endpoint(self.slots.of(key)?),
+        })
+    }
+
+    /// The hardware addresses of our own ports; a port that is not there sends nothing.
+    fn links(&self, snapshot: &Snapshot) -> Links {
+        let mac = |port| self.ports.get(&port).map(|tap: &Arc<TapPort>| tap.tap.mac);
+        let host = mac(PortName::Host).unwrap_or(snapshot.settings.node.vtep_mac);
+        let next_hop = NextHop::Same(mac(PortName::Uplink).unwrap_or(MacAddr::ZERO));
+        Links { host, source: snapshot.settings.node.vtep_mac, next_hop }
+    }
+
+    fn count(&self) -> Result<Tally, String> {
+        let Means { buffers, shared } = self.means.as_ref().map_err(Clone::clone)?;
+        let mut sum = Tally { buffers: buffers.figures(), ..Tally::default() };
+        let mut endpoints: BTreeMap<EndpointKey, EndpointCounters> = BTreeMap::new();
+        for (number, worker) in shared.workers.iter().enumerate() {
+            sum.tunnel_sent += worker.tally.tunnel_sent();
+            sum.tunnel_received += worker.tally.tunnel_received();
+            let line = |(reason, count)| WorkerDrops { worker: number as u16, reason, count };
+            sum.drops.extend(worker.tally.drops().into_iter().map(line));
+            for (key, slot) in self.slots.iter() {
+                let passed = worker.tally.endpoint(slot);
+                let entry = endpoints.entry(key.clone()).or_default();
+                entry.from_pod += passed.from_pod;
+                entry.to_pod += passed.to_pod;
+                for (reason, count) in passed.drops {
+                    *entry.drops.entry(reason).or_default() += count;
+                }
+            }
+        }
+        sum.endpoints = endpoints.into_iter().collect();
+        Ok(sum)
+    }
+}

@@ -1,0 +1,86 @@
+//! Poll loops on queues: bursts in, the packet program over them, bursts out.
+
+mod control;
+mod packet;
+mod table;
+mod tap;
+mod virtio;
+mod worker;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use causeway_model::fastpath;
+use clap::{Parser, ValueEnum};
+use dpdk_sys::{Eal, EalConfig, Memory};
+use tracing_subscriber::filter::LevelFilter;
+
+use control::{Control, Means};
+use packet::Buffers;
+use table::Shared;
+
+/// The fast path of a Causeway node.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Where the agent listens.
+    #[arg(long, default_value = fastpath::SOCKET)]
+    agent: PathBuf,
+    /// Where packets live: hugepages, or slow for ordinary pages.
+    #[arg(long, value_enum, default_value_t = MemoryKind::Hugepages)]
+    memory: MemoryKind,
+    /// MiB of it.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(128..))]
+    memory_mib: u32,
+    /// Poll loops.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    workers: u16,
+    /// The CPUs the poll loops run on, one each in turn, as in 2,3; where the system likes without.
+    #[arg(long, value_delimiter = ',')]
+    cpus: Vec<usize>,
+    /// What is logged: error, warn, info, debug.
+    #[arg(long, default_value = "info")]
+    log: LevelFilter,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MemoryKind {
+    Hugepages,
+    Slow,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(arguments.log)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let mib = arguments.memory_mib;
+    let (memory, kind) = match arguments.memory {
+        MemoryKind::Hugepages => (Memory::Hugepages { mib }, fastpath::Memory::Hugepages),
+        MemoryKind::Slow => (Memory::Slow { mib }, fastpath::Memory::Slow),
+    };
+    // Started before any other thread: DPDK reads the environment.
+    let means = match start(memory, &arguments) {
+        Ok(means) => Ok(means),
+        Err(error) => {
+            tracing::error!("{error:#}");
+            Err(format!("{error:#}"))
+        }
+    };
+    Control::new(arguments.agent, kind, arguments.workers, means).serve()
+}
+
+/// Everything that packets need: memory, tables, workers.
+fn start(memory: Memory, arguments: &Arguments) -> anyhow::Result<Means> {
+    let eal = Eal::start(&EalConfig::new(memory))?;
+    let buffers = Buffers::new(&eal)?;
+    let shared = Arc::new(Shared::new(arguments.workers).context("making the workers' wake-up calls")?);
+    for number in 0..arguments.workers {
+        let cpu = arguments.cpus.get(usize::from(number) % arguments.cpus.len().max(1)).copied();
+        worker::spawn(number, cpu, &eal, &shared, &buffers)?;
+    }
+    Ok(Means { buffers, shared })
+}

@@ -1,0 +1,87 @@
+//! DPDK's buffers as the packet program sees them.
+
+use causeway_datapath::{Buffer, HEADROOM, Pool};
+use dpdk_sys::{Eal, LARGEST_ROOM, Mbuf, PoolConfig, SysError};
+
+/// Bytes of a small buffer behind its headroom: a packet of any common MTU.
+pub(crate) const SMALL_ROOM: u16 = 2048;
+/// Small buffers, and how many of them a worker keeps back.
+const SMALL: (u32, u32) = (16_383, 256);
+/// Large ones: the rest of a frame of up to 64 KiB, 32 MiB in all.
+const LARGE: (u32, u32) = (511, 32);
+
+/// A buffer, or a small one with a large one behind it. Dropping it frees both.
+#[derive(Debug)]
+pub(crate) struct Packet(Mbuf);
+
+impl Packet {
+    /// Takes a frame over. From here on its bytes are the whole buffer; where the frame lies in it is the holder's to know.
+    pub(crate) fn new(mut mbuf: Mbuf) -> Self {
+        let whole = mbuf.headroom() + mbuf.data().len() + mbuf.tailroom();
+        if mbuf.set_window(0, whole).is_err() {
+            unreachable!("a buffer has room for itself");
+        }
+        Self(mbuf)
+    }
+
+    /// Hangs a second segment of `len` bytes behind.
+    pub(crate) fn chain(&mut self, mut second: Self, len: usize) -> bool {
+        second.0.set_window(0, len).is_ok() && self.0.chain(second.0).is_ok()
+    }
+}
+
+impl Buffer for Packet {
+    #[inline]
+    fn head(&self) -> &[u8] {
+        self.0.data()
+    }
+
+    #[inline]
+    fn head_mut(&mut self) -> &mut [u8] {
+        self.0.data_mut()
+    }
+
+    #[inline]
+    fn tail(&self) -> &[u8] {
+        if self.0.segments() > 1 { self.0.each_segment().nth(1).unwrap_or_default() } else { &[] }
+    }
+}
+
+/// Where buffers come from; clones are the same pools.
+#[derive(Clone, Debug)]
+pub(crate) struct Buffers {
+    small: dpdk_sys::Pool,
+    large: dpdk_sys::Pool,
+}
+
+impl Buffers {
+    pub(crate) fn new(eal: &Eal) -> Result<Self, SysError> {
+        let pool =
+            |name, (frames, cache), room| dpdk_sys::Pool::new(eal, PoolConfig { name, frames, cache, room });
+        let large = LARGEST_ROOM - HEADROOM as u16;
+        Ok(Self { small: pool("small", SMALL, SMALL_ROOM)?, large: pool("large", LARGE, large)? })
+    }
+
+    pub(crate) fn small(&self) -> Option<Packet> {
+        self.small.alloc().map(Packet::new)
+    }
+
+    pub(crate) fn large(&self) -> Option<Packet> {
+        self.large.alloc().map(Packet::new)
+    }
+
+    /// How many there are, and how many of them are free.
+    pub(crate) fn figures(&self) -> (u32, u32) {
+        (self.small.frames() + self.large.frames(), self.small.free() + self.large.free())
+    }
+}
+
+impl Pool for Buffers {
+    type Buffer = Packet;
+
+    #[inline]
+    fn take(&mut self, len: usize) -> Option<Packet> {
+        let packet = if len <= usize::from(SMALL_ROOM) { self.small() } else { self.large() };
+        packet.filter(|packet| packet.head().len() >= HEADROOM + len)
+    }
+}

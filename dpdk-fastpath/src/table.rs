@@ -1,0 +1,188 @@
+//! What workers read, and how a new one reaches them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use causeway_datapath::{Port, Tally, World};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::tap::TapPort;
+
+/// How many endpoints a fast path can carry at once.
+pub(crate) const SLOTS: u16 = 4096;
+/// The mark of a wake-up call among the events of a worker's descriptors.
+pub(crate) const WAKE_UP: u64 = u64::MAX;
+/// How long a worker may take to notice a new table: it is in the middle of a burst, or waking.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Everything that a worker reads; never changed, only replaced.
+#[derive(Debug)]
+pub(crate) struct Table {
+    /// The lookup tables; none before the agent has told a state.
+    pub(crate) world: Option<Arc<World>>,
+    /// The ports, in no order that means anything.
+    pub(crate) ports: Vec<(Port, Arc<TapPort>)>,
+    /// The node's own stack.
+    pub(crate) host: Option<Arc<TapPort>>,
+    /// Where tunnel frames go.
+    pub(crate) uplink: Option<Arc<TapPort>>,
+    /// Pods by slot.
+    pub(crate) pods: Vec<Option<Arc<TapPort>>>,
+    /// The descriptors that each worker waits on.
+    pub(crate) waits: Vec<Epoll>,
+}
+
+impl Table {
+    /// A table of these ports for so many workers.
+    pub(crate) fn new(
+        world: Option<Arc<World>>,
+        ports: Vec<(Port, Arc<TapPort>)>,
+        shared: &Shared,
+    ) -> nix::Result<Self> {
+        let (mut host, mut uplink) = (None, None);
+        let mut pods = vec![None; usize::from(SLOTS)];
+        for (port, tap) in &ports {
+            match port {
+                Port::Host => host = Some(tap.clone()),
+                Port::Uplink => uplink = Some(tap.clone()),
+                Port::Endpoint(slot) => pods[usize::from(*slot)] = Some(tap.clone()),
+            }
+        }
+        let waits = (0..shared.workers.len()).map(|worker| shared.waits_of(worker, &ports));
+        let waits = waits.collect::<nix::Result<_>>()?;
+        Ok(Self { world, ports, host, uplink, pods, waits })
+    }
+
+    /// The port behind a way out.
+    #[inline]
+    pub(crate) fn port(&self, port: Port) -> Option<&TapPort> {
+        match port {
+            Port::Host => self.host.as_deref(),
+            Port::Uplink => self.uplink.as_deref(),
+            Port::Endpoint(slot) => self.pods.get(usize::from(slot))?.as_deref(),
+        }
+    }
+}
+
+/// What one worker and the control thread share.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    /// The number of the table it runs on.
+    seen: AtomicU64,
+    /// Ends its sleep.
+    wake: EventFd,
+    /// What it has counted.
+    pub(crate) tally: Arc<Tally>,
+}
+
+/// What all workers and the control thread share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    newest: AtomicU64,
+    table: Mutex<Arc<Table>>,
+    pub(crate) workers: Vec<Slot>,
+}
+
+impl Shared {
+    pub(crate) fn new(workers: u16) -> nix::Result<Self> {
+        let slot = |_| {
+            let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+            Ok(Slot { seen: AtomicU64::new(0), wake, tally: Arc::new(Tally::new(SLOTS)) })
+        };
+        let workers = (0..workers).map(slot).collect::<nix::Result<Vec<_>>>()?;
+        let nothing = Table {
+            world: None,
+            ports: Vec::new(),
+            host: None,
+            uplink: None,
+            pods: Vec::new(),
+            waits: Vec::new(),
+        };
+        let mut shared = Self { newest: AtomicU64::new(0), table: Mutex::new(Arc::new(nothing)), workers };
+        let first = Table::new(None, Vec::new(), &shared)?;
+        shared.table = Mutex::new(Arc::new(first));
+        Ok(shared)
+    }
+
+    /// The descriptors that a worker waits on: its queue of every port, and its wake-up call.
+    fn waits_of(&self, worker: usize, ports: &[(Port, Arc<TapPort>)]) -> nix::Result<Epoll> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(&self.workers[worker].wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE_UP))?;
+        for (index, (_, tap)) in ports.iter().enumerate() {
+            for queue in queues_of(worker, self.workers.len(), tap.queues.len()) {
+                epoll.add(&tap.queues[queue], EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
+            }
+        }
+        Ok(epoll)
+    }
+
+    /// Takes up the newest table if it is another one than `seen`; the old one is the control thread's to free.
+    #[inline]
+    pub(crate) fn take_up(&self, worker: usize, seen: &mut u64) -> Option<Arc<Table>> {
+        let newest = self.newest.load(Ordering::Acquire);
+        if newest == *seen {
+            return None;
+        }
+        // Only here, when there is something new, a worker takes the lock, which the control thread holds for a copy of a pointer.
+        let table = Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner));
+        *seen = newest;
+        // The wake-up call has been heard.
+        let _ = self.workers[worker].wake.read();
+        Some(table)
+    }
+
+    /// Says that a worker has let go of every older table.
+    #[inline]
+    pub(crate) fn report(&self, worker: usize, seen: u64) {
+        self.workers[worker].seen.store(seen, Ordering::Release);
+    }
+
+    /// Puts a table in force; returns once every worker runs on it. The old one is freed here. An error names the worker that
+    /// did not take it up in time; the old table is then kept for ever rather than freed under it.
+    pub(crate) fn publish(&self, table: Table) -> Result<(), String> {
+        let old = {
+            let mut current = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *current, Arc::new(table))
+        };
+        let number = self.newest.fetch_add(1, Ordering::AcqRel) + 1;
+        for worker in &self.workers {
+            // It fails only when so many calls are unheard that one more changes nothing.
+            let _ = worker.wake.write(1);
+        }
+        let until = Instant::now() + PATIENCE;
+        for (index, worker) in self.workers.iter().enumerate() {
+            while worker.seen.load(Ordering::Acquire) < number {
+                if Instant::now() > until {
+                    std::mem::forget(old);
+                    return Err(format!("worker {index} did not take up a new table within {PATIENCE:?}"));
+                }
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        }
+        drop(old);
+        Ok(())
+    }
+}
+
+/// The queues of a port that one of several workers serves: dealt in turn, each to one.
+pub(crate) fn queues_of(worker: usize, workers: usize, queues: usize) -> impl Iterator<Item = usize> {
+    (worker..queues).step_by(workers.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_queue_has_one_worker_however_many_there_are() {
+        for workers in 1..5 {
+            for queues in 0..9 {
+                let mut dealt: Vec<_> = (0..workers).flat_map(|w| queues_of(w, workers, queues)).collect();
+                dealt.sort_unstable();
+                assert_eq!(dealt, (0..queues).collect::<Vec<_>>(), "{workers} workers");
+            }
+        }
+    }
+}
