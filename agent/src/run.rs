@@ -37,7 +37,7 @@ const MEND_PAUSE: Duration = Duration::from_millis(500);
 /// How often the source is read when the kernel gives no word of its changes.
 const POLL: Duration = Duration::from_secs(5);
 /// How long a starting agent waits for the fast path before it chooses without.
-const FAST_PATH: Duration = Duration::from_secs(5);
+const FAST_PATH: Duration = Duration::from_secs(2);
 /// How long what is under way may take to end.
 const GRACE: Duration = Duration::from_secs(5);
 

@@ -355,9 +355,7 @@ impl Context<'_> {
         wishes.elements.extend(addresses_of(node).map(Element::NodeAddress));
         let own = Family::BOTH.into_iter().filter_map(|family| node.overlay_host_address(family));
         wishes.elements.extend(own.map(Element::Endpoint));
-        if self.kernel_tunnel() {
-            wishes.elements.extend(self.facts.other_tunnels.iter().copied().map(Element::OtherTunnel));
-        }
+        wishes.elements.extend(self.facts.other_tunnels.iter().copied().map(Element::OtherTunnel));
         wishes
     }
 

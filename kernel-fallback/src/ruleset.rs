@@ -50,9 +50,7 @@ impl Ruleset {
             let _ = writeln!(text, " set {name} {{\n  {kind}\n{members} }}");
         }
         text.push_str(&self.guard_pods());
-        if self.kernel_tunnel {
-            text.push_str(&self.guard_tunnel());
-        }
+        text.push_str(&if self.kernel_tunnel { self.guard_tunnel() } else { self.guard_port() });
         text.push_str("}\n");
         text
     }
@@ -76,8 +74,8 @@ impl Ruleset {
         ];
         // The offsets are those of the inner source address behind the outer UDP header: UDP 8, VXLAN 8 and Ethernet 14
         // bytes, then 12 bytes into IPv4 or 8 into IPv6.
+        sets.push(("other_tunnels", "typeof @th,96,24"));
         if self.kernel_tunnel {
-            sets.push(("other_tunnels", "typeof @th,96,24"));
             sets.extend(match self.underlay {
                 Family::V4 => [
                     ("senders", "type ipv4_addr"),
@@ -137,6 +135,26 @@ impl Ruleset {
 "
         );
         text
+    }
+
+    /// What the tunnel's port lets in on a fast node: our own frames are taken before they get here, so one of
+    /// them means that nobody takes them.
+    fn guard_port(&self) -> String {
+        let (port, vni, down) = (self.port, self.vni, refuse(DropReason::PortDown));
+        let (no_tunnel, malformed) = (DropReason::NoSuchTunnel, refuse(DropReason::Malformed));
+        format!(
+            " chain input {{
+  type filter hook input priority -310; policy accept;
+  udp dport {port} jump tunnel
+ }}
+ chain tunnel {{
+  udp length < 16 {malformed}
+  @th,96,24 @other_tunnels return
+  @th,96,24 != {vni} counter name \"{no_tunnel}\" return
+  {down}
+ }}
+"
+        )
     }
 
     /// What the tunnel lets in. A frame is judged whole, before the tunnel device opens it; a field that lies behind the end

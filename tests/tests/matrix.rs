@@ -27,7 +27,7 @@ use matrix::stage::{Matrix, Story};
 use matrix::{bad_input, change, fault, foreign, hosts, reach, recovery, sizes, spoof, traces};
 
 /// The data paths that every story is told over.
-const MODES: &[Datapath] = &[Datapath::Kernel];
+const MODES: &[Datapath] = &[Datapath::Kernel, Datapath::Mixed, Datapath::Fast];
 
 /// The stories by family.
 const FAMILIES: &[(&str, &[(&str, Story)])] = &[

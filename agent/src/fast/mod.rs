@@ -27,6 +27,9 @@ use crate::tap::HEADER;
 use ports::Held;
 use session::{OrderError, Session};
 
+/// How long an attachment waits for a fast path that is away: about twice the time between two of its attempts.
+const COMING_BACK: Duration = Duration::from_secs(2);
+
 /// How the fast path of this node is driven.
 #[derive(Clone, Debug)]
 pub struct FastOptions {
@@ -331,13 +334,16 @@ impl Dataplane for FastDataplane {
     }
 
     fn attach(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<(), DataplaneError> {
+        // One that has just been left by an earlier agent is on its way back.
+        let missing = self.wait(COMING_BACK, true);
         let mut state = lock(&self.state);
         let able = state
             .session
             .as_ref()
             .is_some_and(|session| session.is_open() && session.hello().unable.is_none());
         if !able {
-            return Err(DataplaneError::Unavailable("the fast path is not connected".into()));
+            let why = missing.err().map_or_else(|| "it has gone".to_owned(), |missing| missing.to_string());
+            return Err(DataplaneError::Unavailable(format!("the fast path is not there: {why}")));
         }
         let port = PortName::Endpoint(endpoint.key.clone());
         let held = ports::make_pod_tap(endpoint, netns, &state.options)?;

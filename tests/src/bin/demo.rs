@@ -21,8 +21,8 @@ const UDP_HEADERS: usize = 28;
 /// Two clusters, four pods: who talks to whom by which path, checked with figures.
 #[derive(Parser)]
 struct Arguments {
-    /// The data path of the nodes: kernel.
-    #[arg(long, default_value = "kernel")]
+    /// fast, kernel, or mixed: the first node fast, its pods fast and kernel in turn, the second node kernel.
+    #[arg(long, default_value = "mixed")]
     datapath: Datapath,
     /// Leave everything standing; `scripts/lab down --lab demo` removes it.
     #[arg(long)]

@@ -108,7 +108,10 @@ impl Lab {
             }
             Role::Fastpath => {
                 let mut command = Command::new(binaries.get("causeway-fastpath")?);
-                command.arg("--agent").arg(node.directory().join("run/fastpath.sock")).args(["--memory", "slow"]);
+                command
+                    .arg("--agent")
+                    .arg(node.directory().join("run/fastpath.sock"))
+                    .args(["--memory", "slow"]);
                 command
             }
         };

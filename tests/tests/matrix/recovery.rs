@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use causeway_model::Family;
+use causeway_model::{Family, TunnelOwner};
 use causeway_tests::lab::{Lab, LabError, Role};
 use causeway_tests::leftovers::{Holdings, Leftovers};
 use causeway_tests::traffic::Flow;
@@ -88,18 +88,18 @@ fn calls_while_the_agent_is_dead(matrix: &Matrix) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What another tool, or a person, may do to a kernel node. `POD` is the link of a pod.
+/// What another tool, or a person, may do to a node. `TUNNEL` is the link that leads to other nodes, `POD` the link of a pod.
 const MEDDLING: &[&str] = &[
     "ip route del 10.70.2.0/24",
     "ip -6 route flush proto 202",
     "ip rule del priority 5170 proto 202",
     "ip route flush table 51717",
-    "ip neigh del 10.70.2.1 dev cw-vxlan",
-    "ip addr flush dev cw-vxlan",
-    "ip link set cw-vxlan address 02:00:00:00:00:99",
-    "ip link set cw-vxlan down",
-    "ip link set cw-vxlan mtu 1300",
-    "ip link del cw-vxlan",
+    "ip neigh del 10.70.2.1 dev TUNNEL",
+    "ip addr flush dev TUNNEL",
+    "ip link set TUNNEL address 02:00:00:00:00:99",
+    "ip link set TUNNEL down",
+    "ip link set TUNNEL mtu 1300",
+    "ip link del TUNNEL",
     "ip link set POD mtu 1400",
     "ip link set POD down",
     "ip neigh flush dev POD nud permanent",
@@ -110,6 +110,16 @@ const MEDDLING: &[&str] = &[
     "sysctl -q net.ipv6.conf.all.forwarding=0",
 ];
 
+/// What else may be done to a fast node.
+const MEDDLING_FAST: &[&str] = &[
+    "ip addr flush dev cw-up",
+    "ip link set cw-up address 02:00:00:00:00:99",
+    "ip link set cw-up down",
+    "ip link del cw-up",
+    "nft delete table netdev causeway",
+    "sysctl -q net.ipv4.conf.cw-up.accept_local=0",
+];
+
 fn what_others_break_is_mended(matrix: &Matrix) -> anyhow::Result<()> {
     let lab = matrix.lab(|_| {})?;
     let (a, c) = (lab.add_pod("n1", "a")?, lab.add_pod("n2", "c")?);
@@ -117,8 +127,13 @@ fn what_others_break_is_mended(matrix: &Matrix) -> anyhow::Result<()> {
     let before = Holdings::of(n1.namespace())?;
     let agent = lab.process("n1", Role::Agent)?.context("no agent")?;
     matrix.sabotage("agent-frozen", || agent.signal(Signal::SIGSTOP)).transpose()?;
-    for words in MEDDLING {
-        n1.exec(&words.replace("POD", a.link().as_str()))?;
+    let fast = n1.status()?.path.tunnel == TunnelOwner::FastPath;
+    let tunnel = if fast { "cw-host" } else { "cw-vxlan" };
+    // A fast pod has no link on the node.
+    let linked = n1.exec(&format!("ip link show {}", a.link())).is_ok();
+    let more = if fast { MEDDLING_FAST } else { &[] };
+    for words in MEDDLING.iter().filter(|words| linked || !words.contains("POD")).chain(more) {
+        n1.exec(&words.replace("POD", a.link().as_str()).replace("TUNNEL", tunnel))?;
         let mut left = Leftovers::NONE;
         let mended = within(Duration::from_secs(10), || {
             left = Holdings::of(n1.namespace()).map_or(Leftovers::NONE, |now| now.since(&before));
