@@ -96,7 +96,7 @@ impl Driver for FastDataplane {
     }
 
     fn remember(&mut self, endpoint: &EndpointKey, netns: &Netns) {
-        Self::remember(self, endpoint.clone(), netns.path.as_ref());
+        Self::remember(self, endpoint.clone(), netns.clone());
     }
 }
 

@@ -90,6 +90,11 @@ struct Contents {
     leases: Leases,
 }
 
+/// Whether a state directory has a store.
+pub(crate) fn exists(directory: &Path) -> bool {
+    directory.join(FILE).exists()
+}
+
 impl Store {
     /// Opens the store of a state directory, or makes a new one where there is none. What is there and cannot be read whole is
     /// refused.

@@ -5,18 +5,21 @@ use std::io;
 use std::path::Path;
 
 use causeway_kernel_fallback::KernelDataplane;
+use causeway_model::Path as DataPath;
 
 use crate::claim::Claim;
 use crate::config::Config;
 use crate::error::Error;
+use crate::fast;
 use crate::run::sysctl_record;
-use crate::store;
+use crate::store::{self, Store};
 
 /// Removes every kernel object of ours and gives kernel settings back what they were, then removes the sockets; the store of
 /// endpoints and leases only when `purge` says so. Refuses while an agent runs. Goes on past failures and tells all.
 pub fn uninstall(config: &Config, purge: bool) -> Result<(), Error> {
     let claim = Claim::of(&config.state)?;
     let mut failures = Vec::new();
+    failures.extend(remove_pod_taps(config).err());
     let removed = KernelDataplane::remove_all(&sysctl_record(config));
     failures.extend(removed.err().map(|error| Error::Dataplane(error.into())));
     for socket in [&config.cni_socket, &config.api_socket, &config.fastpath_socket] {
@@ -36,6 +39,21 @@ pub fn uninstall(config: &Config, purge: bool) -> Result<(), Error> {
         1 => Err(failures.remove(0)),
         _ => Err(Error::Several(failures)),
     }
+}
+
+/// Fast pods have no link on the node by which theirs would go: each is deleted where it is.
+fn remove_pod_taps(config: &Config) -> Result<(), Error> {
+    if !store::exists(&config.state) {
+        return Ok(());
+    }
+    let mut failures = Vec::new();
+    for record in Store::open(&config.state)?.records().values() {
+        if record.endpoint.path == DataPath::Fast {
+            let removed = fast::delete_pod_tap(&record.endpoint.key.interface, &record.netns);
+            failures.extend(removed.err().map(Error::Dataplane));
+        }
+    }
+    if failures.is_empty() { Ok(()) } else { Err(Error::Several(failures)) }
 }
 
 /// Removes what may not be there.

@@ -8,7 +8,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path as FilePath, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,9 +22,11 @@ use causeway_socket::{Listener, SocketError};
 use thiserror::Error;
 use tracing::{info, warn};
 
+use crate::store::Netns;
 use crate::tap::HEADER;
 
 use ports::Held;
+pub(crate) use ports::delete_pod_tap;
 use session::{OrderError, Session};
 
 /// How long an attachment waits for a fast path that is away: about twice the time between two of its attempts.
@@ -64,7 +66,7 @@ struct State {
     desired: Option<Snapshot>,
     epoch: u64,
     held: BTreeMap<PortName, Held>,
-    namespaces: BTreeMap<EndpointKey, PathBuf>,
+    namespaces: BTreeMap<EndpointKey, Netns>,
     session: Option<Session>,
     /// What could not be done for single ports, in words; the next mending tries again.
     trouble: BTreeMap<PortName, String>,
@@ -104,8 +106,8 @@ impl FastDataplane {
     }
 
     /// Notes where a pod's namespace is, so that its TAP can be opened again after a restart of both sides. A path pins nothing.
-    pub fn remember(&self, key: EndpointKey, namespace: &FilePath) {
-        lock(&self.state).namespaces.insert(key, namespace.to_owned());
+    pub fn remember(&self, key: EndpointKey, namespace: Netns) {
+        lock(&self.state).namespaces.insert(key, namespace);
     }
 
     /// What the fast path cannot do at the moment or does less well than it could, in words.
@@ -363,7 +365,7 @@ impl Dataplane for FastDataplane {
         state.unplug(&PortName::Endpoint(endpoint.clone()));
         // A stopped fast path holds its descriptors, and a restarted agent may hold none: the link goes all the same.
         match state.namespaces.remove(endpoint) {
-            Some(namespace) => ports::delete_pod_tap(&endpoint.interface, &namespace),
+            Some(namespace) => delete_pod_tap(&endpoint.interface, &namespace),
             None => Ok(()),
         }
     }

@@ -1,5 +1,6 @@
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
 
 use causeway_kernel_fallback::{HOST_LINK, UPLINK_LINK, UPLINK_MAC, delete_link, namespace, pod};
 use causeway_model::fastpath::{Device, PortName, Tap};
@@ -8,6 +9,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
 use super::{FastOptions, State};
+use crate::store::Netns;
 use crate::tap::{self, Shape, TapError};
 
 /// The host-routed uplink, by name.
@@ -74,9 +76,10 @@ impl State {
                 let lost = || {
                     DataplaneError::Refused(format!("endpoint {key}: where its namespace is, is not known"))
                 };
+                let gone = || DataplaneError::Refused(format!("endpoint {key}: its namespace has gone"));
                 let endpoint = desired.endpoints.get(key).ok_or_else(lost)?;
                 let place = self.namespaces.get(key).ok_or_else(lost)?;
-                let netns = namespace::open(place)?;
+                let netns = open_namespace(place).ok_or_else(gone)?;
                 // The device outlived both processes; its addresses are verified by what verifies every pod.
                 namespace::within(netns.as_fd(), || {
                     open_tap(&key.interface, self.options.queues, endpoint.mac)
@@ -144,8 +147,15 @@ pub(super) fn make_pod_tap(
     Ok(opened)
 }
 
+/// A pod's namespace, unless it has gone or another one has its path.
+fn open_namespace(place: &Netns) -> Option<File> {
+    let file = namespace::open(place.path.as_ref()).ok()?;
+    let metadata = file.metadata().ok()?;
+    ((metadata.dev(), metadata.ino()) == (place.device, place.inode)).then_some(file)
+}
+
 /// Deletes a pod's TAP by name. A namespace or a link that has gone is no failure.
-pub(super) fn delete_pod_tap(interface: &str, place: &Path) -> Result<(), DataplaneError> {
-    let Ok(netns) = namespace::open(place) else { return Ok(()) };
+pub(crate) fn delete_pod_tap(interface: &str, place: &Netns) -> Result<(), DataplaneError> {
+    let Some(netns) = open_namespace(place) else { return Ok(()) };
     Ok(namespace::within(netns.as_fd(), || delete_link(interface))??)
 }

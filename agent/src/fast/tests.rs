@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::Path as FilePath;
 use std::thread::{self, JoinHandle};
 
 use causeway_model::fastpath::{Answer, Order, Outcome};

@@ -42,7 +42,7 @@ impl std::fmt::Display for Role {
 
 impl Lab {
     /// Starts whatever a new node runs, without waiting for it.
-    pub(super) fn launch(&self, node: &Node) -> Result<(), LabError> {
+    pub fn launch(&self, node: &Node) -> Result<(), LabError> {
         self.configure(node)?;
         if self.record()?.spec.datapath_of(node.plan.number) == Datapath::Fast {
             self.spawn(node, Role::Fastpath)?;

@@ -73,18 +73,26 @@ fn uninstall_leaves_nothing(matrix: &Matrix) -> anyhow::Result<()> {
     let nodes = lab.nodes()?;
     let before: Result<Vec<_>, _> = nodes.iter().map(|node| Holdings::of(node.namespace())).collect();
     for node in &nodes {
-        lab.configure(node)?;
-        lab.start(node.name(), Role::Agent)?;
+        lab.launch(node)?;
+    }
+    for node in &nodes {
+        lab.await_ready(node)?;
     }
     let (a, c) = (lab.add_pod("n1", "a")?, lab.add_pod("n2", "c")?);
     ensure!(a.ping(c.address(Family::V4)));
     for (node, before) in nodes.iter().zip(before?) {
         lab.kill(node.name(), Role::Agent)?;
+        if lab.process(node.name(), Role::Fastpath)?.is_some() {
+            lab.kill(node.name(), Role::Fastpath)?;
+        }
         let causeway = Binaries::find()?.get("causeway")?;
         // One pod is still there: it goes as well.
         node.exec(&format!("{} uninstall --config {}", causeway.display(), node.config_file().display()))?;
         let left = Holdings::of(node.namespace())?.since(&before);
         ensure!(left == Leftovers::NONE, "{}: {left}", node.name());
+    }
+    for pod in [&a, &c] {
+        ensure!(pod.exec("ip link show eth0").is_err(), "{} still has its interface", pod.name());
     }
     Ok(())
 }
@@ -99,7 +107,7 @@ fn a_lab_leaves_nothing_on_the_machine(matrix: &Matrix) -> anyhow::Result<()> {
     lab.down()?;
     // Other labs come and go beside this one; its own network is nobody's but the machine's.
     let now = Holdings::of_machine()?;
-    let left = now.since(&before).about(&[
+    let left = now.since(&before).without_other_labs(&name).about(&[
         &name,
         "causeway-fast",
         "nft: ",
