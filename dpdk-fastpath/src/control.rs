@@ -40,7 +40,7 @@ pub(crate) struct Control {
     snapshot: Option<Snapshot>,
     slots: Slots,
     ports: BTreeMap<PortName, Arc<TapPort>>,
-    /// What endpoints counted that have gone, so that their names stay in the sums.
+    /// Endpoints for which there was no place.
     refused: BTreeSet<EndpointKey>,
 }
 
@@ -133,12 +133,10 @@ impl Control {
 
     fn take_up(&mut self, epoch: u64, snapshot: Snapshot) -> Result<(), String> {
         let old = self.snapshot.replace(snapshot);
-        if let Err(error) = self.publish() {
-            self.snapshot = old;
-            return Err(error);
-        }
+        let table = self.table().inspect_err(|_| self.snapshot = old)?;
+        // From here on it is the state, also when a worker is slow to take it up.
         self.epoch = epoch;
-        Ok(())
+        self.put_in_force(table)
     }
 
     fn change(&mut self, epoch: u64, deltas: Vec<Delta>) -> Result<(), String> {
@@ -169,7 +167,12 @@ impl Control {
 
     /// Puts what is known now in force.
     fn publish(&mut self) -> Result<(), String> {
-        let Ok(means) = &self.means else { return Ok(()) };
+        let table = self.table()?;
+        self.put_in_force(table)
+    }
+
+    /// A table of what is known now.
+    fn table(&mut self) -> Result<Table, String> {
         let world = match &self.snapshot {
             None => None,
             Some(snapshot) => {
@@ -179,11 +182,16 @@ impl Control {
             }
         };
         let ports = self.ports.iter().filter_map(|(name, tap)| Some((self.number(name)?, tap.clone())));
-        let table = Table::new(world, ports.collect(), &means.shared)
-            .map_err(|errno| format!("waiting on the ports' descriptors: {errno}"))?;
-        means.shared.publish(table)?;
+        let Means { shared, .. } = self.means.as_ref().map_err(Clone::clone)?;
+        Table::new(world, ports.collect(), shared)
+            .map_err(|errno| format!("waiting on the ports' descriptors: {errno}"))
+    }
+
+    fn put_in_force(&mut self, table: Table) -> Result<(), String> {
+        let Means { shared, .. } = self.means.as_ref().map_err(Clone::clone)?;
+        shared.publish(table)?;
         for slot in self.slots.settle() {
-            means.shared.workers.iter().for_each(|worker| worker.tally.clear(slot));
+            shared.workers.iter().for_each(|worker| worker.tally.clear(slot));
         }
         if self.refused.is_empty() {
             return Ok(());

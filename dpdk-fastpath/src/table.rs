@@ -82,6 +82,8 @@ pub(crate) struct Slot {
 pub(crate) struct Shared {
     newest: AtomicU64,
     table: Mutex<Arc<Table>>,
+    /// Tables that a worker was too slow to leave; freed once all run on a later one.
+    retired: Mutex<Vec<Arc<Table>>>,
     pub(crate) workers: Vec<Slot>,
 }
 
@@ -100,7 +102,8 @@ impl Shared {
             pods: Vec::new(),
             waits: Vec::new(),
         };
-        let mut shared = Self { newest: AtomicU64::new(0), table: Mutex::new(Arc::new(nothing)), workers };
+        let (newest, retired) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+        let mut shared = Self { newest, table: Mutex::new(Arc::new(nothing)), retired, workers };
         let first = Table::new(None, Vec::new(), &shared)?;
         shared.table = Mutex::new(Arc::new(first));
         Ok(shared)
@@ -125,11 +128,12 @@ impl Shared {
         if newest == *seen {
             return None;
         }
+        // The wake-up call has been heard, before looking: one that comes after is for the next table.
+        let _ = self.workers[worker].wake.read();
+        let newest = self.newest.load(Ordering::Acquire);
         // Only here, when there is something new, a worker takes the lock, which the control thread holds for a copy of a pointer.
         let table = Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner));
         *seen = newest;
-        // The wake-up call has been heard.
-        let _ = self.workers[worker].wake.read();
         Some(table)
     }
 
@@ -140,12 +144,14 @@ impl Shared {
     }
 
     /// Puts a table in force; returns once every worker runs on it. The old one is freed here. An error names the worker that
-    /// did not take it up in time; the old table is then kept for ever rather than freed under it.
+    /// has not taken it up yet: it will, and the old table is kept until then.
     pub(crate) fn publish(&self, table: Table) -> Result<(), String> {
         let old = {
             let mut current = self.table.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *current, Arc::new(table))
         };
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.push(old);
         let number = self.newest.fetch_add(1, Ordering::AcqRel) + 1;
         for worker in &self.workers {
             // It fails only when so many calls are unheard that one more changes nothing.
@@ -154,14 +160,14 @@ impl Shared {
         let until = Instant::now() + PATIENCE;
         for (index, worker) in self.workers.iter().enumerate() {
             while worker.seen.load(Ordering::Acquire) < number {
-                if Instant::now() > until {
-                    std::mem::forget(old);
+                // A process that was stopped meanwhile finds its time over before a worker had any.
+                if Instant::now() > until && worker.seen.load(Ordering::Acquire) < number {
                     return Err(format!("worker {index} did not take up a new table within {PATIENCE:?}"));
                 }
                 std::thread::sleep(Duration::from_micros(20));
             }
         }
-        drop(old);
+        retired.clear();
         Ok(())
     }
 }

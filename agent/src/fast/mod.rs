@@ -186,19 +186,38 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 impl State {
     fn take_up(&mut self, session: Session) {
         let hello = session.hello();
+        // Two processes on the same queues would each get half of the frames.
+        if let Some(old) = self.session.as_ref().filter(|old| old.is_open() && old.hello().pid != hello.pid) {
+            warn!(old = old.hello().pid, new = hello.pid, "a second fast path is turned away");
+            return;
+        }
         info!(pid = hello.pid, workers = hello.workers, memory = ?hello.memory, "the fast path is here");
         if self.session.as_ref().is_none_or(|old| old.hello().pid != hello.pid) {
             add(&mut self.past, &std::mem::take(&mut self.last));
         }
         self.session = Some(session);
-        self.resume();
+        // What it refuses is known to it and to the log; the next whole state is another try.
+        drop(self.resume());
     }
 
     /// Brings a fast path from whatever it holds to the desired state. Does nothing while there is no desired state or nobody
     /// to tell.
-    fn resume(&mut self) {
+    fn resume(&mut self) -> Result<(), DataplaneError> {
         let result = self.tell_everything();
-        self.settle("taking up the desired state", result);
+        self.taken("taking up the desired state", result)
+    }
+
+    /// What an order came to for whoever keeps the desired state: one that was refused is told; one that was lost with
+    /// its fast path is told again to the next.
+    fn taken(&mut self, doing: &str, result: Result<(), OrderError>) -> Result<(), DataplaneError> {
+        let refused = match &result {
+            Err(OrderError::Refused(text)) => {
+                Some(DataplaneError::Refused(format!("the fast path, {doing}: {text}")))
+            }
+            _ => None,
+        };
+        self.settle(doing, result);
+        refused.map_or(Ok(()), Err)
     }
 
     /// Loses the session where an error means that; what an error means for the caller is the caller's.
@@ -262,11 +281,12 @@ impl State {
         }
     }
 
-    fn tell(&mut self, task: Task) {
-        if let Some(session) = self.session.as_mut().filter(|session| session.hello().unable.is_none()) {
-            let result = session.order(task, &[]);
-            self.settle("taking up changes", result);
-        }
+    fn tell(&mut self, task: Task) -> Result<(), DataplaneError> {
+        let Some(session) = self.session.as_mut().filter(|session| session.hello().unable.is_none()) else {
+            return Ok(());
+        };
+        let result = session.order(task, &[]);
+        self.taken("taking up changes", result)
     }
 
     /// Ports that the desired state has and the driver does not hold yet, and the other way round.
@@ -318,7 +338,7 @@ impl Dataplane for FastDataplane {
         match update {
             Update::Whole(snapshot) => {
                 state.desired = Some(snapshot.clone());
-                state.resume();
+                state.resume()?;
             }
             Update::Changes(deltas) => {
                 let Some(desired) = &mut state.desired else {
@@ -327,7 +347,10 @@ impl Dataplane for FastDataplane {
                 deltas.iter().cloned().for_each(|delta| desired.apply(delta));
                 state.epoch += 1;
                 let epoch = state.epoch;
-                state.tell(Task::Deltas { epoch, deltas: deltas.to_vec() });
+                if state.tell(Task::Deltas { epoch, deltas: deltas.to_vec() }).is_err() {
+                    // Changes of a state that it does not have would go wrong from now on: the whole one instead.
+                    state.resume()?;
+                }
             }
         }
         // A fast path that is away is told everything when it is back: nothing is lost.

@@ -126,6 +126,8 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(LabError::Refused(format!("lab {} is there already: lab down --name {0}", self.name)))
             }
+            // The last of the other labs has just taken the directory of all labs along.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.create(record),
             Err(error) => Err(LabError::io(format!("making {}", self.directory.display()), error)),
             Ok(()) => self.write(record),
         }

@@ -12,6 +12,7 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("pod-not-deleted", "change"),
     ("litter", "traces"),
     ("agent-frozen", "recovery"),
+    ("fastpath-stays-dead", "fastpath"),
     ("foreign-mac-wrong", "foreign"),
     ("stranger-known", "spoof"),
     ("config-good", "bad_input"),
