@@ -1,7 +1,7 @@
 //! Pods talk to pods, on one node and across nodes.
 
 use anyhow::{Context, ensure};
-use causeway_model::Family;
+use causeway_model::{Family, TunnelOwner};
 use causeway_tests::traffic::{bulk, http};
 
 use super::stage::{Matrix, Story};
@@ -10,6 +10,7 @@ pub const STORIES: &[(&str, Story)] = &[
     ("every_pod_pings_every_pod", every_pod_pings_every_pod),
     ("tcp_carries_what_was_sent", tcp_carries_what_was_sent),
     ("a_web_server_sees_the_pod_that_asks", a_web_server_sees_the_pod_that_asks),
+    ("what_older_kernels_lack_is_done_without_and_said", what_older_kernels_lack_is_done_without_and_said),
 ];
 
 fn every_pod_pings_every_pod(matrix: &Matrix) -> anyhow::Result<()> {
@@ -46,6 +47,30 @@ fn a_web_server_sees_the_pod_that_asks(matrix: &Matrix) -> anyhow::Result<()> {
         for family in Family::BOTH {
             let (_, client) = http(from.namespace(), to.namespace(), to.address(family))?;
             ensure!(client == from.address(family), "{} sees {client}, not {}", to.name(), from.name());
+        }
+    }
+    Ok(())
+}
+
+/// A stock Debian 12 kernel knows neither; the agent does without them when it is told to.
+fn what_older_kernels_lack_is_done_without_and_said(matrix: &Matrix) -> anyhow::Result<()> {
+    const BYTES: u64 = 8 << 20;
+    let masked =
+        matrix.lab(|spec| spec.config = vec!["mask: [vxlan-reserved-bits, tun-udp-tunnel-gso]".into()])?;
+    let (a, c) = (masked.add_pod("n1", "a")?, masked.add_pod("n2", "c")?);
+    for node in masked.nodes()? {
+        let status = node.status()?;
+        let word = match status.path.tunnel {
+            TunnelOwner::Kernel => "strict reserved bits",
+            TunnelOwner::FastPath => "no tunnel GSO",
+        };
+        let said = status.limits.iter().any(|limit| limit.contains(word) && limit.contains("masked"));
+        ensure!(said, "{} does not say {word:?}: {:?}", node.name(), status.limits);
+    }
+    for family in Family::BOTH {
+        for (from, to) in [(&a, &c), (&c, &a)] {
+            let sent = bulk(from.namespace(), to.namespace(), to.address(family), BYTES)?;
+            ensure!(sent.is_intact() && sent.bytes == BYTES, "{} to {}: {sent:?}", from.name(), to.name());
         }
     }
     Ok(())
