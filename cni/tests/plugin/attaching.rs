@@ -180,13 +180,15 @@ fn an_agent_that_keeps_silent_is_given_up() {
 #[test]
 fn the_agents_refusal_is_printed_as_it_is() {
     let (network, pod) = (Network::new(), Pod::new());
-    let _agent = Agent::serve(&network, failed(100, "10.70.1.0/24 is used up", "254 of 254"));
+    let agent = Agent::serve(&network, failed(100, "10.70.1.0/24 is used up", "254 of 254"));
     let error = add(&network, &pod).configured("cniVersion", json!("0.4.0")).run().error(100, &[]);
     let expected = json!({
         "cniVersion": "0.4.0", "code": 100, "msg": "10.70.1.0/24 is used up", "details": "254 of 254"
     });
     assert_eq!(json!(error), expected);
 
+    // Its socket goes with it: the next one listens there.
+    drop(agent);
     let _agent = Agent::serve(&network, failed(101, "eth0 exists", ""));
     assert_eq!(add(&network, &pod).run().error(101, &["eth0"]).get("details"), None);
 }
