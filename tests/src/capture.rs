@@ -95,6 +95,9 @@ impl Recording {
             "-n",
             "-d",
             "udp.port==4789,vxlan",
+            // The payload is noise in which tshark would find protocols that nobody speaks, and mistakes in them.
+            "-d",
+            "tcp.port==1-65535,data",
             "-Y",
             filter,
             "-T",
