@@ -98,6 +98,10 @@ impl Recording {
             // The payload is noise in which tshark would find protocols that nobody speaks, and mistakes in them.
             "-d",
             "tcp.port==1-65535,data",
+            "-d",
+            "udp.port==1-4788,data",
+            "-d",
+            "udp.port==4790-65535,data",
             "-Y",
             filter,
             "-T",
