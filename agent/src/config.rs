@@ -80,6 +80,8 @@ pub struct Config {
     pub fastpath_socket: PathBuf,
     /// Queues of every TAP of the fast path.
     pub fastpath_queues: u16,
+    /// The device of DPDK that the fast path takes tunnel frames from and sends them by; without it the kernel routes them.
+    pub fastpath_uplink: Option<String>,
     /// Where the plugin leaves word of deletions while the agent is dead.
     pub tombstones: PathBuf,
     /// The interface that carries the tunnel; without it, the one that has the node's address.
@@ -134,6 +136,7 @@ const KEYS: &[(&str, &str)] = &[
     ("api_socket", "an absolute path"),
     ("fastpath_socket", "an absolute path"),
     ("fastpath_queues", "a number from 1 to 16"),
+    ("fastpath_uplink", "a device as DPDK takes it, as in net_af_packet0,iface=eth1"),
     ("tombstones", "an absolute path"),
     ("uplink", "the name of a network interface, 1 to 15 characters"),
     ("datapath", "auto, fast, kernel"),
@@ -158,6 +161,7 @@ struct Written {
     api_socket: Option<AbsolutePath>,
     fastpath_socket: Option<AbsolutePath>,
     fastpath_queues: Option<Within<1, 16>>,
+    fastpath_uplink: Option<DeviceArguments>,
     tombstones: Option<AbsolutePath>,
     uplink: Option<InterfaceName>,
     #[serde(default)]
@@ -186,6 +190,19 @@ impl TryFrom<PathBuf> for AbsolutePath {
 
     fn try_from(path: PathBuf) -> Result<Self, String> {
         if path.is_absolute() { Ok(Self(path)) } else { Err(format!("{path:?} is not an absolute path")) }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct DeviceArguments(String);
+
+impl TryFrom<String> for DeviceArguments {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let good = !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic());
+        if good { Ok(Self(text)) } else { Err(format!("{text:?} cannot be a device's arguments")) }
     }
 }
 
@@ -263,6 +280,7 @@ impl Written {
             api_socket: given(self.api_socket, run.join("api.sock")),
             fastpath_socket: given(self.fastpath_socket, run.join("fastpath.sock")),
             fastpath_queues: self.fastpath_queues.map_or(1, |n| as_u16(n.0)),
+            fastpath_uplink: self.fastpath_uplink.map(|device| device.0),
             tombstones: given(self.tombstones, state.join("tombstones")),
             manifests,
             state,
@@ -331,7 +349,7 @@ mod tests {
             "agent.yaml",
             "{node: east, manifests: /m/all, state: /s, run: /r, uplink: eth7, datapath: kernel, default_path: fast, \
              vni: 7, port: 8472, mtu: 1400, metrics: '[::1]:1', mask: [vxlan-reserved-bits, tun-udp-tunnel-gso], \
-             api_socket: /a}",
+             api_socket: /a, fastpath_queues: 3, fastpath_uplink: 'net_af_packet0,iface=eth7'}",
         )
         .unwrap();
         assert_eq!(config.node.as_str(), "east");
@@ -345,6 +363,8 @@ mod tests {
         assert_eq!((u32::from(config.overlay.vni), config.overlay.port), (7, 8472));
         assert_eq!(config.metrics, "[::1]:1".parse().ok());
         assert_eq!(config.mask.len(), 2);
+        let fast = (config.fastpath_queues, config.fastpath_uplink.as_deref());
+        assert_eq!(fast, (3, Some("net_af_packet0,iface=eth7")));
         assert_eq!(Config::from_yaml("agent.yaml", "metrics: null").unwrap().metrics, None);
     }
 
@@ -378,6 +398,10 @@ mod tests {
             (
                 "uplink: eth0.1234567890123",
                 "uplink: \"eth0.1234567890123\" cannot be the name of an interface",
+            ),
+            (
+                "fastpath_uplink: net_null0, no-rx",
+                "cannot be a device's arguments; allowed: a device as DPDK",
             ),
             ("uplink: a/b", "cannot be the name of an interface; allowed: the name of a network interface"),
             ("run: /a\nrun: /b", "agent.yaml:2:1: duplicate mapping key: run"),

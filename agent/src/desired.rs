@@ -8,7 +8,9 @@ mod tests;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use causeway_model::{Endpoint, EndpointKey, Family, Node, NodeId, Overlay, Settings, Snapshot, TunnelOwner};
+use causeway_model::{
+    Endpoint, EndpointKey, Family, Node, NodeId, Overlay, Settings, Snapshot, TunnelOwner, UplinkKind,
+};
 use ipnetwork::IpNetwork;
 use thiserror::Error;
 
@@ -103,6 +105,10 @@ fn work_out(given: &Given<'_>, problems: &mut Vec<String>) -> Result<Ready, NotR
         node: own.clone(),
         tunnel_address,
         tunnel: given.tunnel,
+        uplink: match given.config.fastpath_uplink {
+            Some(_) => UplinkKind::Ethdev,
+            None => UplinkKind::HostRouted,
+        },
         pod_mtu,
     };
     let snapshot = Snapshot { settings, peers, endpoints: given.endpoints.clone(), clusters };

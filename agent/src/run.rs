@@ -159,6 +159,7 @@ fn choose(config: &Config) -> Result<(PathChoice, Option<FastDataplane>), Error>
     let fast = FastDataplane::start(FastOptions {
         socket: config.fastpath_socket.clone(),
         queues: config.fastpath_queues,
+        uplink: config.fastpath_uplink.clone(),
         mask_tunnel_gso: config.mask.contains(&KernelFeature::TunUdpTunnelGso),
     })?;
     Ok(match fast_path(&fast, config.datapath) {

@@ -1,6 +1,7 @@
 //! The agent's orders, carried out one after the other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,13 +10,16 @@ use std::time::Duration;
 
 use causeway_datapath::{Links, NextHop, Port, Slots, World};
 use causeway_model::fastpath::{
-    Answer, Device, Hello, MAX_QUEUES, Memory, Order, Outcome, PortName, Tally, Task, VERSION, WorkerDrops,
+    Answer, Device, Hello, MAX_QUEUES, Memory, Order, Outcome, PortName, Tally, Tap, Task, VERSION,
+    WorkerDrops,
 };
 use causeway_model::{Delta, EndpointCounters, EndpointKey, MacAddr, Snapshot};
 use causeway_socket::{Channel, SocketError};
+use dpdk_sys::Eal;
 
+use crate::ethdev::EthdevPort;
 use crate::packet::Buffers;
-use crate::table::{SLOTS, Shared, Table};
+use crate::table::{SLOTS, Served, Shared, Table};
 use crate::tap::TapPort;
 
 /// How long an answer may take to be taken.
@@ -25,6 +29,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// What packets need.
 pub(crate) struct Means {
+    pub(crate) eal: Eal,
     pub(crate) buffers: Buffers,
     pub(crate) shared: Arc<Shared>,
 }
@@ -35,11 +40,13 @@ pub(crate) struct Control {
     memory: Memory,
     workers: u16,
     /// What there is, or why nothing is.
-    means: Result<Means, String>,
+    pub(crate) means: Result<Means, String>,
     epoch: u64,
     snapshot: Option<Snapshot>,
     slots: Slots,
-    ports: BTreeMap<PortName, Arc<TapPort>>,
+    pub(crate) ports: BTreeMap<PortName, Served>,
+    /// The hardware addresses that tunnel frames go to over an uplink of DPDK.
+    next_hops: BTreeMap<IpAddr, MacAddr>,
     /// Endpoints for which there was no place.
     refused: BTreeSet<EndpointKey>,
 }
@@ -56,6 +63,7 @@ impl Control {
             snapshot: None,
             slots,
             ports,
+            next_hops: BTreeMap::new(),
             refused: BTreeSet::new(),
         }
     }
@@ -104,27 +112,34 @@ impl Control {
 
     fn descriptors_of(&self, task: &Task) -> Option<Arc<TapPort>> {
         match task {
-            Task::Show { port } => self.ports.get(port).cloned(),
+            Task::Show { port } => match self.ports.get(port)? {
+                Served::Tap(tap) => Some(tap.clone()),
+                Served::Ethdev(_) => None,
+            },
             _ => None,
         }
     }
 
-    fn carry_out(&mut self, task: Task, queues: Vec<OwnedFd>) -> Result<Outcome, String> {
+    pub(crate) fn carry_out(&mut self, task: Task, queues: Vec<OwnedFd>) -> Result<Outcome, String> {
         if let Err(why) = &self.means {
             return Err(why.clone());
         }
         match task {
             Task::Snapshot { epoch, snapshot } => self.take_up(epoch, *snapshot)?,
             Task::Deltas { epoch, deltas } => self.change(epoch, deltas)?,
-            Task::Plug { port, device } => self.plug(&port, device, queues)?,
+            Task::Plug { port, device } => return self.plug(&port, device, queues),
+            Task::NextHops { macs } => {
+                self.next_hops = macs.into_iter().collect();
+                self.publish()?;
+            }
             Task::Unplug { port } => {
                 if self.ports.remove(&port).is_some() {
                     self.publish()?;
                 }
             }
             Task::Show { port } => {
-                let tap = self.ports.get(&port).ok_or_else(|| format!("port {port:?} is not served"))?;
-                return Ok(Outcome::Shown(Device::Tap(tap.tap.clone())));
+                let served = self.ports.get(&port).ok_or_else(|| format!("port {port:?} is not served"))?;
+                return Ok(Outcome::Shown(device(served)));
             }
             Task::Count => return Ok(Outcome::Counted(Box::new(self.count()?))),
         }
@@ -145,28 +160,28 @@ impl Control {
         self.take_up(epoch, snapshot)
     }
 
-    fn plug(&mut self, port: &PortName, device: Device, queues: Vec<OwnedFd>) -> Result<(), String> {
-        if self.ports.contains_key(port) {
-            return Ok(());
+    fn plug(&mut self, port: &PortName, device: Device, queues: Vec<OwnedFd>) -> Result<Outcome, String> {
+        if !self.ports.contains_key(port) {
+            let served = match device {
+                Device::Tap(tap) => Served::Tap(Arc::new(tap_port(port, tap, queues)?)),
+                Device::Ethdev { arguments, queues } => {
+                    let Means { eal, buffers, .. } = self.means.as_ref().map_err(Clone::clone)?;
+                    let device = EthdevPort::attach(eal, buffers, &arguments, (queues, self.workers));
+                    Served::Ethdev(Arc::new(device.map_err(|error| error.to_string())?))
+                }
+            };
+            self.ports.insert(port.clone(), served);
+            self.publish().inspect_err(|_| drop(self.ports.remove(port)))?;
         }
-        let tap = match device {
-            Device::Tap(tap) => tap,
-            Device::Ethdev { arguments, .. } => {
-                return Err(format!("device {arguments}: only TAPs can be served"));
-            }
+        let limits = match self.ports.get(port) {
+            Some(Served::Ethdev(device)) => device.limits.clone(),
+            _ => Vec::new(),
         };
-        if queues.is_empty() || queues.len() != usize::from(tap.queues) || queues.len() > MAX_QUEUES {
-            return Err(format!("port {port:?}: {} descriptors for {} queues", queues.len(), tap.queues));
-        }
-        if ![10, 12, 24].contains(&tap.header) {
-            return Err(format!("port {port:?}: a virtio header of {} bytes", tap.header));
-        }
-        self.ports.insert(port.clone(), Arc::new(TapPort { queues, tap }));
-        self.publish().inspect_err(|_| drop(self.ports.remove(port)))
+        Ok(Outcome::Plugged { limits })
     }
 
     /// Puts what is known now in force.
-    fn publish(&mut self) -> Result<(), String> {
+    pub(crate) fn publish(&mut self) -> Result<(), String> {
         let table = self.table()?;
         self.put_in_force(table)
     }
@@ -181,7 +196,7 @@ impl Control {
                 Some(Arc::new(world.map_err(|error| error.to_string())?))
             }
         };
-        let ports = self.ports.iter().filter_map(|(name, tap)| Some((self.number(name)?, tap.clone())));
+        let ports = self.ports.iter().filter_map(|(name, served)| Some((self.number(name)?, served.clone())));
         let Means { shared, .. } = self.means.as_ref().map_err(Clone::clone)?;
         Table::new(world, ports.collect(), shared)
             .map_err(|errno| format!("waiting on the ports' descriptors: {errno}"))
@@ -210,14 +225,21 @@ impl Control {
 
     /// The hardware addresses of our own ports; a port that is not there sends nothing.
     fn links(&self, snapshot: &Snapshot) -> Links {
-        let mac = |port| self.ports.get(&port).map(|tap: &Arc<TapPort>| tap.tap.mac);
-        let host = mac(PortName::Host).unwrap_or(snapshot.settings.node.vtep_mac);
-        let next_hop = NextHop::Same(mac(PortName::Uplink).unwrap_or(MacAddr::ZERO));
-        Links { host, source: snapshot.settings.node.vtep_mac, next_hop }
+        let vtep = snapshot.settings.node.vtep_mac;
+        let host = match self.ports.get(&PortName::Host) {
+            Some(Served::Tap(tap)) => tap.tap.mac,
+            _ => vtep,
+        };
+        let (source, next_hop) = match self.ports.get(&PortName::Uplink) {
+            Some(Served::Ethdev(device)) => (device.mac, NextHop::Each(self.next_hops.clone())),
+            Some(Served::Tap(tap)) => (vtep, NextHop::Same(tap.tap.mac)),
+            None => (vtep, NextHop::Same(MacAddr::ZERO)),
+        };
+        Links { host, source, next_hop }
     }
 
-    fn count(&self) -> Result<Tally, String> {
-        let Means { buffers, shared } = self.means.as_ref().map_err(Clone::clone)?;
+    pub(crate) fn count(&self) -> Result<Tally, String> {
+        let Means { buffers, shared, .. } = self.means.as_ref().map_err(Clone::clone)?;
         let mut sum = Tally { buffers: buffers.figures(), ..Tally::default() };
         let mut endpoints: BTreeMap<EndpointKey, EndpointCounters> = BTreeMap::new();
         for (number, worker) in shared.workers.iter().enumerate() {
@@ -239,3 +261,24 @@ impl Control {
         Ok(sum)
     }
 }
+
+/// A TAP as it came over the socket, if it is what it says it is.
+fn tap_port(port: &PortName, tap: Tap, queues: Vec<OwnedFd>) -> Result<TapPort, String> {
+    if queues.is_empty() || queues.len() != usize::from(tap.queues) || queues.len() > MAX_QUEUES {
+        return Err(format!("port {port:?}: {} descriptors for {} queues", queues.len(), tap.queues));
+    }
+    if ![10, 12, 24].contains(&tap.header) {
+        return Err(format!("port {port:?}: a virtio header of {} bytes", tap.header));
+    }
+    Ok(TapPort { queues, tap })
+}
+
+fn device(served: &Served) -> Device {
+    match served {
+        Served::Tap(tap) => Device::Tap(tap.tap.clone()),
+        Served::Ethdev(port) => Device::Ethdev { arguments: port.arguments.clone(), queues: port.queues },
+    }
+}
+
+#[cfg(test)]
+mod tests;

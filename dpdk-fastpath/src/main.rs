@@ -1,6 +1,7 @@
 //! Poll loops on queues: bursts in, the packet program over them, bursts out.
 
 mod control;
+mod ethdev;
 mod packet;
 mod table;
 mod tap;
@@ -82,5 +83,5 @@ fn start(memory: Memory, arguments: &Arguments) -> anyhow::Result<Means> {
         let cpu = arguments.cpus.get(usize::from(number) % arguments.cpus.len().max(1)).copied();
         worker::spawn(number, cpu, &eal, &shared, &buffers)?;
     }
-    Ok(Means { buffers, shared })
+    Ok(Means { eal, buffers, shared })
 }

@@ -1,10 +1,12 @@
 //! DPDK's buffers as the packet program sees them.
 
-use causeway_datapath::{Buffer, HEADROOM, Pool};
+use causeway_datapath::{Buffer, Frame, HEADROOM, Pool};
 use dpdk_sys::{Eal, LARGEST_ROOM, Mbuf, PoolConfig, SysError};
 
 /// Bytes of a small buffer behind its headroom: a packet of any common MTU.
 pub(crate) const SMALL_ROOM: u16 = 2048;
+/// Bytes of a frame before its packet: Ethernet and a VLAN tag.
+const LINK_HEADERS: usize = 18;
 /// Small buffers, and how many of them a worker keeps back.
 const SMALL: (u32, u32) = (16_383, 256);
 /// Large ones: the rest of a frame of up to 64 KiB, 32 MiB in all.
@@ -22,6 +24,16 @@ impl Packet {
             unreachable!("a buffer has room for itself");
         }
         Self(mbuf)
+    }
+
+    /// A received frame; nothing when it is in more pieces than the packet program knows.
+    #[inline]
+    pub(crate) fn frame(mbuf: Mbuf) -> Option<Frame<Self>> {
+        let (start, head, len) = (mbuf.headroom(), mbuf.data().len(), mbuf.len());
+        if mbuf.segments() > 2 {
+            return None;
+        }
+        Frame::new(Self::new(mbuf), start, head, len - head)
     }
 
     /// Hangs a second segment of `len` bytes behind.
@@ -68,6 +80,26 @@ impl Buffers {
 
     pub(crate) fn large(&self) -> Option<Packet> {
         self.large.alloc().map(Packet::new)
+    }
+
+    /// Where a port with this MTU receives: every frame fits one buffer.
+    pub(crate) fn for_mtu(&self, mtu: u16) -> &dpdk_sys::Pool {
+        if usize::from(mtu) + LINK_HEADERS <= usize::from(SMALL_ROOM) { &self.small } else { &self.large }
+    }
+
+    /// A frame as a port sends it; nothing when it had to be copied and no buffer was free.
+    #[inline]
+    pub(crate) fn outgoing(&self, frame: Frame<Packet>, chains: bool) -> Option<Mbuf> {
+        if frame.buffer().0.segments() > 1 && !chains {
+            let mut copy = self.large.alloc()?;
+            copy.append(frame.head()).and_then(|()| copy.append(frame.tail())).ok()?;
+            return Some(copy);
+        }
+        let (start, head, len) = (frame.headroom(), frame.head().len(), frame.len());
+        let Packet(mut mbuf) = frame.into_buffer();
+        mbuf.set_window(start, head).ok()?;
+        mbuf.truncate(len);
+        Some(mbuf)
     }
 
     /// How many there are, and how many of them are free.

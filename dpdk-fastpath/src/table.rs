@@ -5,17 +5,34 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use causeway_datapath::{Port, Tally, World};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::ethdev::EthdevPort;
 use crate::tap::TapPort;
 
 /// How many endpoints a fast path can carry at once.
 pub(crate) const SLOTS: u16 = 4096;
 /// The mark of a wake-up call among the events of a worker's descriptors.
 pub(crate) const WAKE_UP: u64 = u64::MAX;
+/// How long an idle worker leaves a port alone that has no descriptor to wait on.
+pub(crate) const BOUND: Duration = Duration::from_millis(1);
 /// How long a worker may take to notice a new table: it is in the middle of a burst, or waking.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What a port is made of.
+#[derive(Clone, Debug)]
+pub(crate) enum Served {
+    Tap(Arc<TapPort>),
+    Ethdev(Arc<EthdevPort>),
+}
+
+/// Where a worker waits, and how long at most.
+#[derive(Debug)]
+pub(crate) struct Wait {
+    pub(crate) epoll: Epoll,
+    pub(crate) at_most: EpollTimeout,
+}
 
 /// Everything that a worker reads; never changed, only replaced.
 #[derive(Debug)]
@@ -23,46 +40,52 @@ pub(crate) struct Table {
     /// The lookup tables; none before the agent has told a state.
     pub(crate) world: Option<Arc<World>>,
     /// The ports, in no order that means anything.
-    pub(crate) ports: Vec<(Port, Arc<TapPort>)>,
-    /// The node's own stack.
-    pub(crate) host: Option<Arc<TapPort>>,
-    /// Where tunnel frames go.
-    pub(crate) uplink: Option<Arc<TapPort>>,
-    /// Pods by slot.
-    pub(crate) pods: Vec<Option<Arc<TapPort>>>,
-    /// The descriptors that each worker waits on.
-    pub(crate) waits: Vec<Epoll>,
+    pub(crate) ports: Vec<(Port, Served)>,
+    /// The devices of DPDK among them, by index.
+    pub(crate) ethdevs: Vec<usize>,
+    /// The index of the node's own stack.
+    host: Option<usize>,
+    /// The index of where tunnel frames go.
+    uplink: Option<usize>,
+    /// Pods by slot: where among the ports they are.
+    pods: Vec<Option<usize>>,
+    /// Where each worker waits.
+    pub(crate) waits: Vec<Wait>,
 }
 
 impl Table {
     /// A table of these ports for so many workers.
     pub(crate) fn new(
         world: Option<Arc<World>>,
-        ports: Vec<(Port, Arc<TapPort>)>,
+        ports: Vec<(Port, Served)>,
         shared: &Shared,
     ) -> nix::Result<Self> {
-        let (mut host, mut uplink) = (None, None);
+        let (mut host, mut uplink, mut ethdevs) = (None, None, Vec::new());
         let mut pods = vec![None; usize::from(SLOTS)];
-        for (port, tap) in &ports {
+        for (index, (port, served)) in ports.iter().enumerate() {
             match port {
-                Port::Host => host = Some(tap.clone()),
-                Port::Uplink => uplink = Some(tap.clone()),
-                Port::Endpoint(slot) => pods[usize::from(*slot)] = Some(tap.clone()),
+                Port::Host => host = Some(index),
+                Port::Uplink => uplink = Some(index),
+                Port::Endpoint(slot) => pods[usize::from(*slot)] = Some(index),
+            }
+            if matches!(served, Served::Ethdev(_)) {
+                ethdevs.push(index);
             }
         }
         let waits = (0..shared.workers.len()).map(|worker| shared.waits_of(worker, &ports));
         let waits = waits.collect::<nix::Result<_>>()?;
-        Ok(Self { world, ports, host, uplink, pods, waits })
+        Ok(Self { world, ports, ethdevs, host, uplink, pods, waits })
     }
 
-    /// The port behind a way out.
+    /// The port behind a way out, and its index.
     #[inline]
-    pub(crate) fn port(&self, port: Port) -> Option<&TapPort> {
-        match port {
-            Port::Host => self.host.as_deref(),
-            Port::Uplink => self.uplink.as_deref(),
-            Port::Endpoint(slot) => self.pods.get(usize::from(slot))?.as_deref(),
-        }
+    pub(crate) fn port(&self, port: Port) -> Option<(usize, &Served)> {
+        let index = match port {
+            Port::Host => self.host,
+            Port::Uplink => self.uplink,
+            Port::Endpoint(slot) => *self.pods.get(usize::from(slot))?,
+        }?;
+        Some((index, &self.ports.get(index)?.1))
     }
 }
 
@@ -97,6 +120,7 @@ impl Shared {
         let nothing = Table {
             world: None,
             ports: Vec::new(),
+            ethdevs: Vec::new(),
             host: None,
             uplink: None,
             pods: Vec::new(),
@@ -110,15 +134,20 @@ impl Shared {
     }
 
     /// The descriptors that a worker waits on: its queue of every port, and its wake-up call.
-    fn waits_of(&self, worker: usize, ports: &[(Port, Arc<TapPort>)]) -> nix::Result<Epoll> {
+    fn waits_of(&self, worker: usize, ports: &[(Port, Served)]) -> nix::Result<Wait> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&self.workers[worker].wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE_UP))?;
-        for (index, (_, tap)) in ports.iter().enumerate() {
+        let mut at_most = EpollTimeout::NONE;
+        for (index, (_, served)) in ports.iter().enumerate() {
+            let Served::Tap(tap) = served else {
+                at_most = EpollTimeout::try_from(BOUND).unwrap_or(EpollTimeout::ZERO);
+                continue;
+            };
             for queue in queues_of(worker, self.workers.len(), tap.queues.len()) {
                 epoll.add(&tap.queues[queue], EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
             }
         }
-        Ok(epoll)
+        Ok(Wait { epoll, at_most })
     }
 
     /// Takes up the newest table if it is another one than `seen`; the old one is the control thread's to free.

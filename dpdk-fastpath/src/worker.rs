@@ -6,16 +6,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use causeway_datapath::{Burst, Port, Worker, fit, from_host, from_pod, from_uplink};
+use causeway_datapath::{Burst, Capabilities, Port, Worker, fit, from_host, from_pod, from_uplink};
 use causeway_model::DropReason;
 use dpdk_sys::Eal;
 use nix::sched::{CpuSet, sched_setaffinity};
-use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::unistd::Pid;
 
+use crate::ethdev::{Seat, Sent};
 use crate::packet::{Buffers, Packet};
-use crate::table::{Shared, Table, queues_of};
-use crate::tap::{Read, Spare};
+use crate::table::{Served, Shared, Table, Wait, queues_of};
+use crate::tap::{Read, Spare, TapPort};
 
 /// How long a worker without work looks again and again.
 const SPIN: Duration = Duration::from_micros(50);
@@ -66,6 +67,8 @@ struct Loop {
     worker: Worker<Buffers>,
     burst: Burst<Packet>,
     spare: Spare,
+    /// Its queues of devices, by the index of the port.
+    seats: Vec<Option<Box<Seat>>>,
     started: Instant,
 }
 
@@ -73,7 +76,8 @@ impl Loop {
     fn new(number: usize, shared: Arc<Shared>, buffers: Buffers) -> Self {
         let worker = Worker::new(buffers.clone(), Arc::clone(&shared.workers[number].tally));
         let (burst, spare) = (Burst::new(), Spare::default());
-        Self { number, shared, buffers, worker, burst, spare, started: Instant::now() }
+        let (seats, started) = (Vec::new(), Instant::now());
+        Self { number, shared, buffers, worker, burst, spare, seats, started }
     }
 
     fn run(mut self) {
@@ -94,39 +98,76 @@ impl Loop {
                 self.rest(since.elapsed(), &table);
             }
             if let Some(new) = self.shared.take_up(self.number, &mut seen) {
+                self.change_seats(&table, &new);
                 table = new;
             }
         }
     }
 
+    /// Gives back its queues of devices and takes those that the next table has.
+    fn change_seats(&mut self, old: &Table, new: &Table) {
+        for ((_, served), seat) in old.ports.iter().zip(self.seats.drain(..)) {
+            if let (Served::Ethdev(device), Some(seat)) = (served, seat) {
+                device.give_back(self.number, seat);
+            }
+        }
+        let seat = |(_, served): &(Port, Served)| match served {
+            Served::Tap(_) => None,
+            Served::Ethdev(device) => device.take(self.number),
+        };
+        self.seats.extend(new.ports.iter().map(seat));
+    }
+
     /// Looks at every queue of this worker once; true when any had a frame.
     fn poll(&mut self, table: &Table) -> bool {
         let mut busy = false;
-        for (port, tap) in &table.ports {
-            for queue in queues_of(self.number, self.shared.workers.len(), tap.queues.len()) {
-                let (worker, port) = (&self.worker, *port);
-                let refuse = |reason, bytes| worker.tally().dropped(reason, bytes, port);
-                let read = tap.receive(queue, &mut self.burst, &mut self.spare, &self.buffers, refuse);
-                if read == Read::NoBuffer {
-                    self.worker.tally().dropped(DropReason::NoBuffer, 0, port);
-                }
-                if !self.burst.is_empty() {
-                    busy = true;
-                    self.forward(port, table);
-                }
-            }
+        for (index, (port, served)) in table.ports.iter().enumerate() {
+            busy |= match served {
+                Served::Tap(tap) => self.poll_tap(*port, tap, table),
+                Served::Ethdev(_) => self.poll_ethdev(*port, index, table),
+            };
         }
         busy
     }
 
-    /// Runs the program over the burst of one port and sends what is left of it.
-    fn forward(&mut self, port: Port, table: &Table) {
+    fn poll_tap(&mut self, port: Port, tap: &TapPort, table: &Table) -> bool {
+        let mut busy = false;
+        for queue in queues_of(self.number, self.shared.workers.len(), tap.queues.len()) {
+            let worker = &self.worker;
+            let refuse = |reason, bytes| worker.tally().dropped(reason, bytes, port);
+            let read = tap.receive(queue, &mut self.burst, &mut self.spare, &self.buffers, refuse);
+            if read == Read::NoBuffer {
+                self.worker.tally().dropped(DropReason::NoBuffer, 0, port);
+            }
+            busy |= self.forward(port, table);
+        }
+        busy
+    }
+
+    fn poll_ethdev(&mut self, port: Port, index: usize, table: &Table) -> bool {
+        let mut busy = false;
+        for queue in 0..self.seats[index].as_ref().map_or(0, |seat| seat.queues()) {
+            let worker = &self.worker;
+            let refuse = |reason, bytes| worker.tally().dropped(reason, bytes, port);
+            if let Some(seat) = &mut self.seats[index] {
+                seat.receive(queue, &mut self.burst, refuse);
+            }
+            busy |= self.forward(port, table);
+        }
+        busy
+    }
+
+    /// Runs the program over the burst of one port and sends what is left of it; false when there was nothing in it.
+    fn forward(&mut self, port: Port, table: &Table) -> bool {
+        if self.burst.is_empty() {
+            return false;
+        }
         let Some(world) = &table.world else {
             // No state yet: closed.
             for frame in self.burst.drain() {
                 self.worker.tally().dropped(DropReason::NoSuchPort, frame.len(), port);
             }
-            return;
+            return true;
         };
         let now = self.started.elapsed().as_nanos() as u64;
         match port {
@@ -134,21 +175,45 @@ impl Loop {
             Port::Uplink => from_uplink(&mut self.burst, world, &mut self.worker, now),
             Port::Endpoint(slot) => from_pod(&mut self.burst, slot, world, &mut self.worker, now),
         }
-        let (number, tally) = (self.number, Arc::clone(&self.shared.workers[self.number].tally));
+        self.send(table);
+        true
+    }
+
+    /// Sends each frame of the burst where the program said.
+    fn send(&mut self, table: &Table) {
+        let tally = &*self.shared.workers[self.number].tally;
+        let (number, buffers) = (self.number, &self.buffers);
         for frame in self.burst.drain() {
             let (egress, bytes) = (frame.egress, frame.len());
-            let Some(tap) = table.port(egress) else {
-                tally.dropped(DropReason::PortDown, bytes, egress);
-                continue;
-            };
-            let fitted = fit(frame, tap.capabilities(), &mut self.worker.pool, |piece| {
-                match tap.send(number, &piece) {
-                    Ok(()) => tally.sent(egress, 1, piece.len() as u64),
-                    Err(reason) => tally.dropped(reason, piece.len(), egress),
+            let sent = match table.port(egress) {
+                Some((_, Served::Tap(tap))) => {
+                    fit(frame, tap.capabilities(), &mut self.worker.pool, |piece| {
+                        match tap.send(number, &piece) {
+                            Ok(()) => tally.sent(egress, 1, piece.len() as u64),
+                            Err(reason) => tally.dropped(reason, piece.len(), egress),
+                        }
+                    })
                 }
-            });
-            if let Err(reason) = fitted {
+                Some((index, Served::Ethdev(_))) => match &mut self.seats[index] {
+                    Some(seat) => fit(frame, Capabilities::default(), &mut self.worker.pool, |piece| {
+                        let bytes = piece.len();
+                        let staged = seat.stage(piece, buffers, &|sent: Sent| sent.count(tally, egress));
+                        if let Err(reason) = staged {
+                            tally.dropped(reason, bytes, egress);
+                        }
+                    }),
+                    None => Err(DropReason::PortDown),
+                },
+                None => Err(DropReason::PortDown),
+            };
+            if let Err(reason) = sent {
                 tally.dropped(reason, bytes, egress);
+            }
+        }
+        for index in &table.ethdevs {
+            let egress = table.ports[*index].0;
+            if let Some(seat) = &mut self.seats[*index] {
+                seat.flush(&|sent: Sent| sent.count(tally, egress));
             }
         }
     }
@@ -159,9 +224,9 @@ impl Loop {
             hint::spin_loop();
         } else if idle < NAP_UNTIL {
             thread::sleep(NAP);
-        } else if let Some(waits) = table.waits.get(self.number) {
+        } else if let Some(Wait { epoll, at_most }) = table.waits.get(self.number) {
             let mut events = [EpollEvent::empty(); EVENTS];
-            let woken = waits.wait(&mut events, EpollTimeout::NONE).unwrap_or(0);
+            let woken = epoll.wait(&mut events, *at_most).unwrap_or(0);
             if events[..woken].iter().any(|event| event.events().contains(EpollFlags::EPOLLERR)) {
                 thread::sleep(BROKEN);
             }

@@ -1,9 +1,10 @@
-//! The tunnel frames of a fast node: handed to the fast path before the node's own stack sees them.
+//! The tunnel frames of a fast node: handed to the fast path before the node's own stack sees them, or, where the fast path
+//! reads them from a device of its own, kept from being answered.
 //!
 //! Taken are only frames to our address and port with our network identifier, so the node keeps its uplink and everything
 //! else on it. `fwd` exists in netdev tables only: this is our second table.
 
-use causeway_model::{Family, Settings};
+use causeway_model::{Family, Settings, UplinkKind};
 
 use crate::error::KernelError;
 use crate::nft::{list, run};
@@ -68,13 +69,17 @@ fn document(settings: &Settings, uplink: &str) -> String {
     };
     let (address, port, vni) =
         (settings.tunnel_address, settings.overlay.port, u32::from(settings.overlay.vni));
+    let fate = match settings.uplink {
+        UplinkKind::HostRouted => format!("fwd to \"{UPLINK_LINK}\""),
+        UplinkKind::Ethdev => "drop".to_owned(),
+    };
     format!(
         "add table netdev {TABLE}
 delete table netdev {TABLE}
 table netdev {TABLE} {{
  chain uplink {{
   type filter hook ingress device \"{uplink}\" priority -310; policy accept;
-  {header} daddr {address} udp dport {port} @th,96,24 {vni} fwd to \"{UPLINK_LINK}\"
+  {header} daddr {address} udp dport {port} @th,96,24 {vni} {fate}
  }}
 }}
 "

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use causeway_model::{
     Count, Counters, Dataplane, DataplaneError, Delta, DropReason, Endpoint, EndpointCounters, EndpointKey,
-    Snapshot, TunnelOwner, Update,
+    Snapshot, TunnelOwner, Update, UplinkKind,
 };
 
 use crate::capture::{Capture, Uplink};
@@ -124,11 +124,13 @@ impl KernelDataplane {
             .collect();
         other_tunnels.sort_unstable();
         other_tunnels.dedup();
-        // On a fast node tunnel frames go to `cw-up` as soon as it is there; without it the kernel refuses them.
+        // On a fast node tunnel frames go to `cw-up` as soon as it is there; without it the kernel refuses them. Those that
+        // the fast path reads from a device of its own the kernel must not even refuse.
         let uplink_port = links.contains_key(UPLINK_LINK);
-        let captures = uplink_port && snapshot.settings.tunnel == TunnelOwner::FastPath;
-        let uplink =
-            captures.then(|| uplink::find(snapshot.settings.tunnel_address).ok().flatten()).flatten();
+        let settings = &snapshot.settings;
+        let captures = settings.tunnel == TunnelOwner::FastPath
+            && (uplink_port || settings.uplink == UplinkKind::Ethdev);
+        let uplink = captures.then(|| uplink::find(settings.tunnel_address).ok().flatten()).flatten();
         Facts {
             host_port: links.contains_key(HOST_LINK),
             uplink_port,

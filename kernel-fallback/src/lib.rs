@@ -13,6 +13,7 @@ mod install;
 mod mend;
 pub mod namespace;
 mod netlink;
+mod next_hop;
 mod nfnetlink;
 mod nft;
 mod objects;
@@ -27,6 +28,7 @@ pub mod watch;
 
 pub use dataplane::{KernelDataplane, KernelOptions};
 pub use error::{KernelError, Refusal};
+pub use next_hop::next_hops;
 pub use objects::{
     HOST_END_MTU, HOST_LINK, ROUTE_PROTOCOL, ROUTE_TABLE, RULE_PRIORITY, TUNNEL_LINK, UPLINK_LINK, UPLINK_MAC,
 };

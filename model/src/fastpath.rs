@@ -8,11 +8,13 @@
 //! The descriptors of one port ride beside the first chunk of the record that names it (SCM_RIGHTS).
 //! Unknown fields are ignored and new ones have defaults, so that sides one version apart understand each other.
 
+use std::net::IpAddr;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{Count, Delta, DropReason, EndpointCounters, EndpointKey, Snapshot};
+use crate::{Count, Delta, DropReason, EndpointCounters, EndpointKey, MacAddr, Snapshot};
 
 /// The version of this protocol.
 pub const VERSION: u32 = 1;
@@ -97,7 +99,7 @@ pub struct Tap {
     /// The offloads it was given: the bits of TUNSETOFFLOAD.
     pub offloads: u32,
     /// The hardware address of its kernel end: what frames written to it must carry as destination.
-    pub mac: crate::MacAddr,
+    pub mac: MacAddr,
 }
 
 /// A numbered order of the agent.
@@ -127,7 +129,7 @@ pub enum Task {
         /// The changes, in order.
         deltas: Vec<Delta>,
     },
-    /// Serve a port. Serving a port that is served already changes nothing.
+    /// Serve a port. Serving a port that is served already changes nothing, and is answered as the first time.
     Plug {
         /// Which.
         port: PortName,
@@ -143,6 +145,12 @@ pub enum Task {
     Show {
         /// Which.
         port: PortName,
+    },
+    /// Send tunnel frames to these hardware addresses, by tunnel address; to others none can be sent. For an uplink that is
+    /// an ethdev: behind a TAP the kernel finds the way.
+    NextHops {
+        /// All of them.
+        macs: Vec<(IpAddr, MacAddr)>,
     },
     /// Tell what was counted.
     Count,
@@ -165,7 +173,12 @@ pub enum Outcome {
     Done,
     /// It is not done, and nothing has changed; the text names the object.
     Failed(String),
-    /// The descriptors of a port ride beside this record.
+    /// The port is served.
+    Plugged {
+        /// What it does less well than asked, and why.
+        limits: Vec<String>,
+    },
+    /// The descriptors of a port, if it has any, ride beside this record.
     Shown(Device),
     /// What was counted.
     Counted(Box<Tally>),

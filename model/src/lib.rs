@@ -25,7 +25,7 @@ pub use frame::{FrameError, read_frame, write_frame};
 pub use ipnetwork::IpNetwork;
 pub use name::{ClusterName, InvalidName, NodeName};
 pub use node::{Family, Node, NodeId};
-pub use snapshot::{Delta, Overlay, Settings, Snapshot, TunnelOwner};
+pub use snapshot::{Delta, Overlay, Settings, Snapshot, TunnelOwner, UplinkKind};
 
 /// The gateway a pod sees over IPv4; link-local, answered by us on every port.
 pub const GATEWAY_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 1, 1);

@@ -15,6 +15,17 @@ pub enum TunnelOwner {
     FastPath,
 }
 
+/// Where the fast path's tunnel frames enter and leave the node. Means nothing where the kernel holds the tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UplinkKind {
+    /// Through the kernel, which hands received ones over and routes sent ones: it keeps the NIC.
+    #[default]
+    HostRouted,
+    /// Through a device that the fast path opens itself. The kernel, where it sees them too, must not answer them.
+    Ethdev,
+}
+
 /// What is equal on all nodes of a mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overlay {
@@ -35,6 +46,9 @@ pub struct Settings {
     pub tunnel_address: IpAddr,
     /// Who holds the tunnel.
     pub tunnel: TunnelOwner,
+    /// How the fast path reaches the underlay.
+    #[serde(default)]
+    pub uplink: UplinkKind,
     /// The MTU of pods, of the tunnel and of the host port: the uplink's less the overhead.
     pub pod_mtu: u16,
 }

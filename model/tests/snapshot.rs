@@ -61,6 +61,7 @@ prop_compose! {
             node: node(1, 1),
             tunnel_address: [192, 0, 2, 1].into(),
             tunnel: if fast { TunnelOwner::FastPath } else { TunnelOwner::Kernel },
+            uplink: causeway_model::UplinkKind::HostRouted,
             pod_mtu: mtu,
         });
         snapshot.peers = peers.into_iter().map(|(n, v)| node(n, v)).map(|n| (n.id.clone(), n)).collect();

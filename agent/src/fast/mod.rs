@@ -7,21 +7,24 @@ mod session;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use causeway_kernel_fallback::next_hops;
 use causeway_model::fastpath::{Device, Hello, Memory, PortName, Tally, Task};
 use causeway_model::{
-    Count, Counters, Dataplane, DataplaneError, DropReason, Endpoint, EndpointKey, Path, Snapshot,
-    TunnelOwner, Update,
+    Count, Counters, Dataplane, DataplaneError, DropReason, Endpoint, EndpointKey, MacAddr, Path, Snapshot,
+    TunnelOwner, Update, UplinkKind,
 };
 use causeway_socket::{Listener, SocketError};
 use thiserror::Error;
 use tracing::{info, warn};
 
+use crate::error::chain;
 use crate::store::Netns;
 use crate::tap::HEADER;
 
@@ -39,6 +42,8 @@ pub struct FastOptions {
     pub socket: PathBuf,
     /// Queues of every TAP.
     pub queues: u16,
+    /// The device of DPDK that tunnel frames come and go by; without it, a TAP whose other end the kernel routes.
+    pub uplink: Option<String>,
     /// Do without tunnel GSO, although the kernel has it.
     pub mask_tunnel_gso: bool,
 }
@@ -70,6 +75,10 @@ struct State {
     session: Option<Session>,
     /// What could not be done for single ports, in words; the next mending tries again.
     trouble: BTreeMap<PortName, String>,
+    /// What ports do less well than asked, in the fast path's words.
+    shortfalls: BTreeMap<PortName, Vec<String>>,
+    /// Where tunnel frames go over an uplink of DPDK, as last told.
+    next_hops: BTreeMap<IpAddr, MacAddr>,
     /// The counters of fast paths that have gone.
     past: Tally,
     last: Tally,
@@ -87,6 +96,8 @@ impl FastDataplane {
             namespaces: BTreeMap::new(),
             session: None,
             trouble: BTreeMap::new(),
+            shortfalls: BTreeMap::new(),
+            next_hops: BTreeMap::new(),
             past: Tally::default(),
             last: Tally::default(),
         }));
@@ -122,6 +133,7 @@ impl FastDataplane {
                     limits.push("the fast path runs in slow memory: no hugepages".into());
                 }
                 limits.extend(hello.limits.iter().cloned());
+                limits.extend(state.shortfalls.values().flatten().cloned());
             }
         }
         let plain = |held: &Held| matches!(&held.device, Device::Tap(tap) if tap.header == HEADER);
@@ -240,7 +252,7 @@ impl State {
         if session.hello().unable.is_some() {
             return Ok(());
         }
-        let there: BTreeSet<PortName> = session.hello().ports.iter().cloned().collect();
+        let mut there: BTreeSet<PortName> = session.hello().ports.iter().cloned().collect();
         let wanted = wanted(desired);
         // A port that a fast path serves already is taken back, never opened a second time beside it.
         for port in wanted.iter().filter(|port| there.contains(port)) {
@@ -249,16 +261,25 @@ impl State {
                 self.held.insert(port.clone(), Held { device, queues });
             }
         }
+        // Another uplink was configured meanwhile.
+        if self.held.get(&PortName::Uplink).is_some_and(|held| !held.suits(&self.options)) {
+            session.order(Task::Unplug { port: PortName::Uplink })?;
+            there.remove(&PortName::Uplink);
+            if let Some(held) = self.held.remove(&PortName::Uplink) {
+                held.forget(&PortName::Uplink);
+            }
+        }
         for port in there.iter().filter(|port| !wanted.contains(port)) {
-            session.order(Task::Unplug { port: port.clone() }, &[])?;
+            session.order(Task::Unplug { port: port.clone() })?;
         }
         // The state before any port: what guards an endpoint is in force before its first packet.
         self.epoch += 1;
-        session.order(Task::Snapshot { epoch: self.epoch, snapshot: Box::new(desired.clone()) }, &[])?;
+        session.order(Task::Snapshot { epoch: self.epoch, snapshot: Box::new(desired.clone()) })?;
+        self.next_hops.clear();
         for port in wanted.difference(&there) {
             self.plug(port)?;
         }
-        Ok(())
+        self.resolve()
     }
 
     /// Opens a port where it is not open and has it served. What fails for one port is noted and stops no other.
@@ -271,21 +292,49 @@ impl State {
             }
         }
         let (Some(held), Some(session)) = (self.held.get(port), self.session.as_mut()) else { return Ok(()) };
-        let queues: Vec<_> = held.queues.iter().map(AsFd::as_fd).collect();
-        match session.order(Task::Plug { port: port.clone(), device: held.device.clone() }, &queues) {
-            Err(OrderError::Refused(text)) => {
-                self.trouble.insert(port.clone(), text);
-                Ok(())
-            }
-            result => result,
+        match session.plug(port.clone(), held) {
+            Ok(limits) => drop(self.shortfalls.insert(port.clone(), limits)),
+            Err(OrderError::Refused(text)) => drop(self.trouble.insert(port.clone(), text)),
+            Err(lost) => return Err(lost),
         }
+        Ok(())
+    }
+
+    /// Tells an uplink of DPDK where its frames go, as far as the kernel knows and as far as that is new.
+    fn resolve(&mut self) -> Result<(), OrderError> {
+        let (Some(session), Some(desired)) = (self.session.as_mut(), self.desired.as_ref()) else {
+            return Ok(());
+        };
+        if desired.settings.uplink == UplinkKind::HostRouted || session.hello().unable.is_some() {
+            return Ok(());
+        }
+        let family = desired.settings.underlay_family();
+        let peers: Vec<_> = desired.peers.values().filter_map(|peer| peer.tunnel_address(family)).collect();
+        let mut macs = match next_hops(&peers) {
+            Ok(macs) => macs,
+            Err(error) => {
+                warn!(error = chain(&error), "asking the kernel for the nodes' hardware addresses");
+                return Ok(());
+            }
+        };
+        // What was known stays good until something better is: the kernel forgets neighbours that it does not talk to.
+        for peer in &peers {
+            if let (false, Some(mac)) = (macs.contains_key(peer), self.next_hops.get(peer)) {
+                macs.insert(*peer, *mac);
+            }
+        }
+        if macs != self.next_hops {
+            session.order(Task::NextHops { macs: macs.iter().map(|(to, mac)| (*to, *mac)).collect() })?;
+            self.next_hops = macs;
+        }
+        Ok(())
     }
 
     fn tell(&mut self, task: Task) -> Result<(), DataplaneError> {
         let Some(session) = self.session.as_mut().filter(|session| session.hello().unable.is_none()) else {
             return Ok(());
         };
-        let result = session.order(task, &[]);
+        let result = session.order(task);
         self.taken("taking up changes", result)
     }
 
@@ -310,8 +359,9 @@ impl State {
 
     fn unplug(&mut self, port: &PortName) {
         self.trouble.remove(port);
+        self.shortfalls.remove(port);
         if let Some(session) = &mut self.session {
-            let result = session.order(Task::Unplug { port: port.clone() }, &[]);
+            let result = session.order(Task::Unplug { port: port.clone() });
             self.settle("giving up a port", result);
         }
         if let Some(held) = self.held.remove(port) {
@@ -355,6 +405,8 @@ impl Dataplane for FastDataplane {
         }
         // A fast path that is away is told everything when it is back: nothing is lost.
         state.align_ports();
+        let result = state.resolve();
+        state.settle("telling where the nodes are", result);
         Ok(())
     }
 
@@ -413,6 +465,8 @@ impl Dataplane for FastDataplane {
                 state.settle("serving a port again", result);
             }
         }
+        let result = state.resolve();
+        state.settle("telling where the nodes are", result);
         Ok(mended)
     }
 

@@ -36,9 +36,18 @@ impl Held {
         }
     }
 
+    /// Whether an uplink is what these options ask for.
+    pub(super) fn suits(&self, options: &FastOptions) -> bool {
+        match &self.device {
+            Device::Ethdev { arguments, .. } => Some(arguments) == options.uplink.as_ref(),
+            Device::Tap(_) => options.uplink.is_none(),
+        }
+    }
+
     /// Whether another tool took the device of one of the node's own ports away.
     pub(super) fn is_gone(&self, port: &PortName) -> bool {
         matches!(port, PortName::Host | PortName::Uplink)
+            && matches!(self.device, Device::Tap(_))
             && if_nametoindex(link_of(port)) == Err(Errno::ENODEV)
     }
 }
@@ -91,6 +100,10 @@ impl State {
 
     fn open_uplink(&self) -> Result<Held, DataplaneError> {
         let queues = self.options.queues;
+        if let Some(arguments) = &self.options.uplink {
+            let device = Device::Ethdev { arguments: arguments.clone(), queues };
+            return Ok(Held { device, queues: Vec::new() });
+        }
         let whole =
             Shape { queues, header: tap::TUNNEL_HEADER, offloads: OFFLOADS | UDP_OFFLOADS | TUNNEL_OFFLOADS };
         if !self.options.mask_tunnel_gso {

@@ -6,6 +6,8 @@ use causeway_socket::{Channel, SocketError};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use thiserror::Error;
 
+use super::ports::Held;
+
 /// How long one order may take. A stopped fast path costs one such wait, then the connection; it says hello again
 /// when it goes on.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -56,9 +58,18 @@ impl Session {
     }
 
     /// Orders what has no answer but done.
-    pub(super) fn order(&mut self, task: Task, queues: &[BorrowedFd<'_>]) -> Result<(), OrderError> {
-        match self.ask(task, queues)? {
+    pub(super) fn order(&mut self, task: Task) -> Result<(), OrderError> {
+        match self.ask(task, &[])? {
             (Outcome::Done, _) => Ok(()),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has a port served; what it does less well than asked comes back.
+    pub(super) fn plug(&mut self, port: PortName, held: &Held) -> Result<Vec<String>, OrderError> {
+        let queues: Vec<_> = held.queues.iter().map(AsFd::as_fd).collect();
+        match self.ask(Task::Plug { port, device: held.device.clone() }, &queues)? {
+            (Outcome::Plugged { limits }, _) => Ok(limits),
             (other, _) => Err(unexpected(&other)),
         }
     }

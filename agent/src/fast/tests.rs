@@ -1,7 +1,7 @@
 //! The driver against a fast path that is played by the test, in a network namespace of its own.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path as FilePath;
 use std::thread::{self, JoinHandle};
 
@@ -25,7 +25,7 @@ fn alone(test: impl FnOnce(&FilePath) + Send + 'static) {
 }
 
 fn driver(socket: &FilePath) -> FastDataplane {
-    let options = FastOptions { socket: socket.to_owned(), queues: 2, mask_tunnel_gso: false };
+    let options = FastOptions { socket: socket.to_owned(), queues: 2, uplink: None, mask_tunnel_gso: false };
     FastDataplane::start(options).unwrap()
 }
 
@@ -60,6 +60,7 @@ fn snapshot() -> Snapshot {
         },
         tunnel_address: [192, 0, 2, 1].into(),
         tunnel: TunnelOwner::FastPath,
+        uplink: UplinkKind::HostRouted,
         pod_mtu: 1450,
     })
 }
@@ -83,6 +84,7 @@ fn play(socket: &FilePath, hello: Hello, mut shown: Vec<OwnedFd>) -> JoinHandle<
                     offloads: 0,
                     mac: MacAddr([2; 6]),
                 })),
+                Task::Plug { .. } => Outcome::Plugged { limits: Vec::new() },
                 Task::Count => Outcome::Counted(Box::default()),
                 _ => Outcome::Done,
             };

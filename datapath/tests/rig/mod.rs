@@ -217,6 +217,7 @@ pub fn snapshot(number: u8, underlay: Family) -> Snapshot {
         tunnel_address: own.tunnel_address(underlay).unwrap(),
         node: own,
         tunnel: TunnelOwner::FastPath,
+        uplink: causeway_model::UplinkKind::HostRouted,
         pod_mtu,
     });
     snapshot.peers.extend(nodes.into_iter().map(|peer| (peer.id.clone(), peer)));

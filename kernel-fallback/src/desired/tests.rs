@@ -21,6 +21,7 @@ fn state(tunnel: TunnelOwner) -> Snapshot {
         node: node(1, &["192.0.2.1", "2001:db8::1"], &["10.70.1.0/24", "fd70:0:0:1::/64"]),
         tunnel_address: [192, 0, 2, 1].into(),
         tunnel,
+        uplink: causeway_model::UplinkKind::HostRouted,
         pod_mtu: 1450,
     })
 }

@@ -132,6 +132,7 @@ pub fn settings(node: Node, tunnel: TunnelOwner) -> Settings {
     let tunnel_address = node.underlay[0];
     Settings {
         overlay: Overlay { vni: 51717.try_into().unwrap(), port: 4789 },
+        uplink: causeway_model::UplinkKind::HostRouted,
         pod_mtu: if tunnel_address.is_ipv4() { 1450 } else { 1430 },
         tunnel_address,
         node,
