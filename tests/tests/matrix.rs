@@ -6,6 +6,7 @@
 mod matrix {
     pub mod bad_input;
     pub mod change;
+    pub mod ethdev;
     pub mod fastpath;
     pub mod fault;
     pub mod foreign;
@@ -25,7 +26,9 @@ use causeway_tests::lab::{Datapath, Lab};
 use libtest_mimic::{Arguments, Trial};
 
 use matrix::stage::{Matrix, Story};
-use matrix::{bad_input, change, fastpath, fault, foreign, hosts, reach, recovery, sizes, spoof, traces};
+use matrix::{
+    bad_input, change, ethdev, fastpath, fault, foreign, hosts, reach, recovery, sizes, spoof, traces,
+};
 
 /// The data paths that every story is told over.
 const MODES: &[Datapath] = &[Datapath::Kernel, Datapath::Mixed, Datapath::Fast];
@@ -82,12 +85,13 @@ fn own_words(words: impl Iterator<Item = String>) -> (Vec<String>, Option<String
     (rest, fault, full)
 }
 
-/// Where there is a fast path, its own family, too.
-const FAST_FAMILY: (&str, &[(&str, Story)]) = ("fastpath", fastpath::STORIES);
+/// Where there is a fast path, its own families, too.
+const FAST_FAMILIES: &[(&str, &[(&str, Story)])] =
+    &[("fastpath", fastpath::STORIES), ("ethdev", ethdev::STORIES)];
 
 /// One trial a story.
 fn stories(matrix: &Arc<Matrix>) -> Vec<Trial> {
-    let fast = (matrix.mode != Datapath::Kernel).then_some(&FAST_FAMILY);
+    let fast = if matrix.mode == Datapath::Kernel { &[] } else { FAST_FAMILIES };
     let families = FAMILIES.iter().chain(fast);
     let all = families.flat_map(|(family, stories)| stories.iter().map(move |story| (family, story)));
     let trial = |(family, (name, story)): (&&str, &(&str, Story))| {

@@ -13,6 +13,7 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("litter", "traces"),
     ("agent-frozen", "recovery"),
     ("fastpath-stays-dead", "fastpath"),
+    ("answers-open", "ethdev"),
     ("foreign-mac-wrong", "foreign"),
     ("stranger-known", "spoof"),
     ("config-good", "bad_input"),
