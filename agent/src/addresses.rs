@@ -1,93 +1,24 @@
 //! Which addresses an attachment gets: the one that has been free the longest, of each family the node has.
 //!
 //! Never-used addresses come first, in order, then released ones in the order of their release. Nothing here walks a
-//! prefix: a cursor remembers how far a range has been used, and what was given back stands in a queue.
+//! prefix: whatever was ever used is either somebody's or stands in the queue, and is passed over span by span.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod pool;
+mod spans;
+
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use causeway_model::plugin::Failure;
-use causeway_model::{EndpointKey, Family, GATEWAY_MAC, IpNetwork, MacAddr, Node};
+use causeway_model::{EndpointKey, Family, GATEWAY_MAC, MacAddr};
 use thiserror::Error;
+
+pub use pool::Pool;
+use spans::Spans;
 
 /// When so many addresses of a family wait in the queue, the oldest is used before another fresh one: a node with an IPv6
 /// /64 would otherwise remember every address it ever gave.
 const QUEUE_LIMIT: usize = 1 << 16;
-
-/// Addresses from `first` to `last`, both included, of one family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Range {
-    first: IpAddr,
-    last: IpAddr,
-}
-
-impl Range {
-    /// All addresses of a prefix.
-    pub fn of(prefix: IpNetwork) -> Self {
-        Self { first: prefix.network(), last: prefix.broadcast() }
-    }
-
-    /// The range between two addresses of one family; none when they are not in this order.
-    pub fn between(first: IpAddr, last: IpAddr) -> Option<Self> {
-        (Family::of(first) == Family::of(last) && first <= last).then_some(Self { first, last })
-    }
-
-    /// Where it begins.
-    pub fn first(&self) -> IpAddr {
-        self.first
-    }
-
-    /// Where it ends.
-    pub fn last(&self) -> IpAddr {
-        self.last
-    }
-
-    fn contains(&self, address: IpAddr) -> bool {
-        Family::of(address) == Family::of(self.first) && self.first <= address && address <= self.last
-    }
-
-    fn at(&self, offset: u128) -> Option<IpAddr> {
-        let address = match self.first {
-            IpAddr::V4(first) => {
-                IpAddr::V4(u32::from(first).checked_add(u32::try_from(offset).ok()?)?.into())
-            }
-            IpAddr::V6(first) => IpAddr::V6(u128::from(first).checked_add(offset)?.into()),
-        };
-        (address <= self.last).then_some(address)
-    }
-}
-
-/// Where the addresses of one family come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pool {
-    name: String,
-    family: Family,
-    ranges: Vec<Range>,
-    reserved: BTreeSet<IpAddr>,
-}
-
-impl Pool {
-    /// The pool of a node's prefixes of one family, if it has any: all of them less what the overlay needs (the overlay host
-    /// and the probe address), each prefix's network address (IPv6: the subnet-router anycast address) and its broadcast.
-    pub fn of_node(node: &Node, family: Family) -> Option<Self> {
-        let prefixes: Vec<_> = node.pod_prefixes_of(family).collect();
-        let mut reserved: BTreeSet<_> = prefixes.iter().map(IpNetwork::network).collect();
-        reserved.extend(prefixes.iter().filter(|prefix| prefix.is_ipv4()).map(IpNetwork::broadcast));
-        reserved.extend(node.overlay_host_address(family).into_iter().chain(node.probe_address(family)));
-        let names: Vec<_> = prefixes.iter().map(ToString::to_string).collect();
-        let ranges: Vec<_> = prefixes.into_iter().map(Range::of).collect();
-        (!ranges.is_empty()).then(|| Self { name: names.join(", "), family, ranges, reserved })
-    }
-
-    /// The pools of all families a node has.
-    pub fn all_of_node(node: &Node) -> Vec<Self> {
-        Family::BOTH.into_iter().filter_map(|family| Self::of_node(node, family)).collect()
-    }
-
-    fn contains(&self, address: IpAddr) -> bool {
-        self.ranges.iter().any(|range| range.contains(address))
-    }
-}
 
 /// What an attachment asks for by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,20 +36,34 @@ pub struct Grant {
     pub addresses: Vec<IpAddr>,
     /// Its hardware address.
     pub mac: MacAddr,
-    /// How far ranges are used once this is taken.
-    pub(crate) cursors: Vec<(Range, u128)>,
 }
 
 /// Why there is no grant.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum AddressError {
     /// No address is left.
-    #[error("no free address in {pool}: {used} in use")]
+    #[error("no free address in {pool}: {used} of {capacity} in use")]
     Exhausted {
-        /// The pool's prefixes.
+        /// The pool's prefixes or ranges.
         pool: String,
-        /// How many addresses of the family are leased.
+        /// How many of its addresses are leased.
         used: usize,
+        /// How many it has for pods.
+        capacity: u128,
+    },
+    /// A range that the network configuration cannot give.
+    #[error("range {range} is outside of this node's pod prefixes {prefixes}", prefixes = or_none(.prefixes))]
+    OutsideNode {
+        /// The range.
+        range: String,
+        /// What the node has of its family.
+        prefixes: String,
+    },
+    /// Ranges of reserved addresses only.
+    #[error("{pool} has no address for a pod: all of it is reserved on this node")]
+    NoRoom {
+        /// The ranges.
+        pool: String,
     },
     /// A static address that this node cannot give.
     #[error("address {address} cannot be given here: {why}")]
@@ -151,20 +96,27 @@ impl AddressError {
     pub fn code(&self) -> u32 {
         match self {
             Self::Exhausted { .. } => Failure::RANGE_EXHAUSTED,
-            Self::NotOurs { .. } | Self::BadMac { .. } => Failure::INVALID_CONFIG,
+            Self::NotOurs { .. } | Self::BadMac { .. } | Self::OutsideNode { .. } | Self::NoRoom { .. } => {
+                Failure::INVALID_CONFIG
+            }
             Self::Taken { .. } => Failure::TRY_AGAIN,
         }
     }
 }
 
-/// Who has which address, what waits for its next owner, and how far ranges are used: the store's view in memory.
+fn or_none(prefixes: &str) -> &str {
+    if prefixes.is_empty() { "(none of this family)" } else { prefixes }
+}
+
+/// Who has which address, and what waits for its next owner: the store's view in memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leases {
     owners: HashMap<IpAddr, EndpointKey>,
     macs: HashMap<MacAddr, EndpointKey>,
     queue: BTreeMap<(Family, u64), IpAddr>,
     queued: HashMap<IpAddr, u64>,
-    cursors: HashMap<Range, u128>,
+    /// Whatever was ever used, by family: owned or queued.
+    known: [Spans; 2],
     next_release: u64,
 }
 
@@ -172,12 +124,12 @@ impl Leases {
     /// What an attachment would get: an address of each pool's family, or nothing at all.
     pub fn grant(&self, pools: &[Pool], wanted: &Wanted) -> Result<Grant, AddressError> {
         self.check_wanted(pools, wanted)?;
-        let mut grant = Grant { addresses: Vec::new(), mac: MacAddr::ZERO, cursors: Vec::new() };
+        let mut grant = Grant { addresses: Vec::new(), mac: MacAddr::ZERO };
         for pool in pools {
             let named = wanted.addresses.iter().copied().find(|address| Family::of(*address) == pool.family);
             let address = match named {
                 Some(address) => address,
-                None => self.pick(pool, &mut grant.cursors)?,
+                None => self.pick(pool)?,
             };
             grant.addresses.push(address);
         }
@@ -195,9 +147,9 @@ impl Leases {
         self.owners.get(&address)
     }
 
-    /// How many addresses of a family are leased.
-    pub fn used(&self, family: Family) -> usize {
-        self.owners.keys().filter(|address| Family::of(**address) == family).count()
+    /// How many addresses of a pool are leased.
+    fn used(&self, pool: &Pool) -> usize {
+        self.owners.keys().filter(|address| pool.contains(**address)).count()
     }
 
     fn check_wanted(&self, pools: &[Pool], wanted: &Wanted) -> Result<(), AddressError> {
@@ -208,11 +160,11 @@ impl Leases {
                 return Err(not_ours(format!("it is the second static {family} address")));
             }
             let pool = pools.iter().find(|pool| pool.family == family);
-            let pool = pool.ok_or_else(|| not_ours(format!("the node has no {family} pod prefix")))?;
+            let pool = pool.ok_or_else(|| not_ours(format!("no {family} addresses are given here")))?;
             if !pool.contains(address) {
                 return Err(not_ours(format!("it is outside of {}", pool.name)));
             }
-            if pool.reserved.contains(&address) {
+            if pool.reserves(address) {
                 return Err(not_ours(format!("it is reserved in {}", pool.name)));
             }
             if let Some(owner) = self.owners.get(&address) {
@@ -223,38 +175,36 @@ impl Leases {
         Ok(())
     }
 
-    fn pick(&self, pool: &Pool, cursors: &mut Vec<(Range, u128)>) -> Result<IpAddr, AddressError> {
-        let mut waiting = self.queue.range((pool.family, 0)..=(pool.family, u64::MAX));
-        let queue_is_long = self.queued.len() >= QUEUE_LIMIT;
-        let fresh = if queue_is_long { None } else { self.fresh(pool) };
-        if let Some((address, cursor)) = fresh {
-            cursors.push(cursor);
-            return Ok(address);
-        }
-        let fits = |address: &IpAddr| pool.contains(*address) && !pool.reserved.contains(address);
-        if let Some(address) = waiting.by_ref().map(|(_, address)| *address).find(fits) {
-            return Ok(address);
-        }
-        let fresh = if queue_is_long { self.fresh(pool) } else { None };
-        let (address, cursor) = fresh.ok_or_else(|| AddressError::Exhausted {
+    fn pick(&self, pool: &Pool) -> Result<IpAddr, AddressError> {
+        let waiting = || {
+            let mut line = self.queue.range((pool.family, 0)..=(pool.family, u64::MAX));
+            let fits = |address: &IpAddr| pool.contains(*address) && !pool.reserves(*address);
+            line.find_map(|(_, address)| Some(*address).filter(fits))
+        };
+        let found = match self.queued.len() >= QUEUE_LIMIT {
+            true => waiting().or_else(|| self.fresh(pool)),
+            false => self.fresh(pool).or_else(waiting),
+        };
+        found.ok_or_else(|| AddressError::Exhausted {
             pool: pool.name.clone(),
-            used: self.used(pool.family),
-        })?;
-        cursors.push(cursor);
-        Ok(address)
+            used: self.used(pool),
+            capacity: pool.capacity(),
+        })
     }
 
-    /// The first address of the pool that nobody ever had, and its range's cursor after it.
-    fn fresh(&self, pool: &Pool) -> Option<(IpAddr, (Range, u128))> {
+    /// The first address of the pool that nobody ever had.
+    fn fresh(&self, pool: &Pool) -> Option<IpAddr> {
+        let known = &self.known[pool.family as usize];
         pool.ranges.iter().find_map(|range| {
-            let mut offset = self.cursors.get(range).copied().unwrap_or(0);
-            // Ends: only what is leased, queued or reserved is passed over, and the cursor never comes back to it.
-            while let Some(address) = range.at(offset) {
-                offset += 1;
-                let known = self.owners.contains_key(&address) || self.queued.contains_key(&address);
-                if !known && !pool.reserved.contains(&address) {
-                    return Some((address, (*range, offset)));
+            let (mut next, last) = range.bounds();
+            while next <= last {
+                let address = pool::address(pool.family, next)?;
+                next = match known.end_of(next) {
+                    None if !pool.reserves(address) => return Some(address),
+                    None => next,
+                    Some(end) => end,
                 }
+                .checked_add(1)?;
             }
             None
         })
@@ -304,12 +254,16 @@ impl Leases {
     pub(crate) fn take(&mut self, key: &EndpointKey, grant: &Grant) {
         for address in &grant.addresses {
             self.owners.insert(*address, key.clone());
+            self.know(*address);
             if let Some(number) = self.queued.remove(address) {
                 self.queue.remove(&(Family::of(*address), number));
             }
         }
         self.macs.insert(grant.mac, key.clone());
-        self.cursors.extend(grant.cursors.iter().copied());
+    }
+
+    fn know(&mut self, address: IpAddr) {
+        self.known[Family::of(address) as usize].insert(pool::number(address));
     }
 
     /// Under which numbers addresses will wait once they are given back.
@@ -330,22 +284,13 @@ impl Leases {
     pub(crate) fn enqueue(&mut self, number: u64, address: IpAddr) {
         self.queue.insert((Family::of(address), number), address);
         self.queued.insert(address, number);
+        self.know(address);
         self.next_release = self.next_release.max(number + 1);
     }
 
     /// What waits, in the order in which it will be given.
     pub(crate) fn queue(&self) -> impl Iterator<Item = (u64, IpAddr)> + '_ {
         self.queue.iter().map(|((_, number), address)| (*number, *address))
-    }
-
-    /// How far ranges are used.
-    pub(crate) fn cursors(&self) -> impl Iterator<Item = (Range, u128)> + '_ {
-        self.cursors.iter().map(|(range, offset)| (*range, *offset))
-    }
-
-    /// How far a range is used, as the store has it.
-    pub(crate) fn set_cursor(&mut self, range: Range, offset: u128) {
-        self.cursors.insert(range, offset);
     }
 }
 

@@ -14,7 +14,7 @@ use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition, 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::addresses::{Grant, Leases, Range};
+use crate::addresses::{Grant, Leases};
 use crate::error::Error;
 
 /// The version of every record written here; records of the next one are read too, by ignoring what they add.
@@ -29,7 +29,6 @@ const CACHE_BYTES: usize = 8 << 20;
 const ENDPOINTS: TableDefinition<(&str, &str, &str), &[u8]> = TableDefinition::new("endpoints");
 const LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("leases");
 const QUEUE: TableDefinition<u64, &[u8]> = TableDefinition::new("free-queue");
-const CURSORS: TableDefinition<(&str, &str), &[u8]> = TableDefinition::new("range-cursors");
 
 /// A network namespace, as the runtime called it and as the kernel knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,12 +60,6 @@ struct Lease {
 #[derive(Serialize, Deserialize)]
 struct Free {
     address: IpAddr,
-}
-
-/// How much of a range has been given once; text, for JSON's numbers end before an IPv6 range does.
-#[derive(Serialize, Deserialize)]
-struct Cursor {
-    used: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -132,7 +125,7 @@ impl Store {
             for number in &left {
                 queue.remove(number)?;
             }
-            put_cursors(transaction, grant.cursors.iter().copied())
+            Ok(())
         })?;
         self.contents.leases.take(&record.endpoint.key, grant);
         self.contents.records.insert(record.endpoint.key.clone(), record);
@@ -251,12 +244,6 @@ fn load(file: &Path, database: &Database) -> Result<Contents, Error> {
         contents.take(&record, &tables.leases).map_err(damaged)?;
         contents.records.insert(record.endpoint.key.clone(), record);
     }
-    for (first, last, bytes) in &tables.cursors {
-        let cursor: Cursor = decode(bytes).map_err(damaged)?;
-        let range = Range::between(*first, *last).ok_or_else(|| damaged("a range is inverted".to_owned()))?;
-        let used = cursor.used.parse().map_err(|_| damaged(format!("a cursor is {:?}", cursor.used)))?;
-        contents.leases.set_cursor(range, used);
-    }
     let leased: usize = contents.records.values().map(|record| record.endpoint.addresses.len()).sum();
     if leased != tables.leases.len() {
         return Err(damaged("a lease has no endpoint".to_owned()));
@@ -278,7 +265,7 @@ impl Contents {
                 return Err(format!("{address} is both leased and free"));
             }
         }
-        let grant = Grant { addresses: endpoint.addresses.clone(), mac: endpoint.mac, cursors: Vec::new() };
+        let grant = Grant { addresses: endpoint.addresses.clone(), mac: endpoint.mac };
         self.leases.take(&endpoint.key, &grant);
         Ok(())
     }
@@ -289,13 +276,11 @@ struct Tables {
     endpoints: Vec<Vec<u8>>,
     leases: BTreeMap<String, Vec<u8>>,
     queue: Vec<(u64, Vec<u8>)>,
-    cursors: Vec<(IpAddr, IpAddr, Vec<u8>)>,
 }
 
 fn read_tables(database: &Database) -> Result<Tables, redb::Error> {
     let transaction = database.begin_read()?;
-    let mut tables =
-        Tables { endpoints: Vec::new(), leases: BTreeMap::new(), queue: Vec::new(), cursors: Vec::new() };
+    let mut tables = Tables { endpoints: Vec::new(), leases: BTreeMap::new(), queue: Vec::new() };
     for entry in transaction.open_table(ENDPOINTS)?.iter()? {
         tables.endpoints.push(entry?.1.value().to_vec());
     }
@@ -307,13 +292,6 @@ fn read_tables(database: &Database) -> Result<Tables, redb::Error> {
         let (number, free) = entry?;
         tables.queue.push((number.value(), free.value().to_vec()));
     }
-    for entry in transaction.open_table(CURSORS)?.iter()? {
-        let (range, cursor) = entry?;
-        let (first, last) = range.value();
-        let unreadable = |_| redb::Error::Corrupted(format!("a range is {first}-{last}"));
-        let (first, last) = (first.parse().map_err(unreadable)?, last.parse().map_err(unreadable)?);
-        tables.cursors.push((first, last, cursor.value().to_vec()));
-    }
     Ok(tables)
 }
 
@@ -322,14 +300,12 @@ fn rewrite(transaction: &WriteTransaction, contents: &Contents) -> Result<(), re
     transaction.delete_table(ENDPOINTS)?;
     transaction.delete_table(LEASES)?;
     transaction.delete_table(QUEUE)?;
-    transaction.delete_table(CURSORS)?;
     transaction.open_table(ENDPOINTS)?;
     transaction.open_table(LEASES)?;
     for record in contents.records.values() {
         put_endpoint(transaction, record)?;
     }
-    put_queue(transaction, contents.leases.queue())?;
-    put_cursors(transaction, contents.leases.cursors())
+    put_queue(transaction, contents.leases.queue())
 }
 
 fn put_endpoint(transaction: &WriteTransaction, record: &Record) -> Result<(), redb::Error> {
@@ -350,19 +326,6 @@ fn put_queue(
     let mut queue = transaction.open_table(QUEUE)?;
     for (number, address) in numbered {
         queue.insert(number, encode(&Free { address }).as_slice())?;
-    }
-    Ok(())
-}
-
-fn put_cursors(
-    transaction: &WriteTransaction,
-    cursors: impl Iterator<Item = (Range, u128)>,
-) -> Result<(), redb::Error> {
-    let mut table = transaction.open_table(CURSORS)?;
-    for (range, used) in cursors {
-        let (first, last) = (range.first().to_string(), range.last().to_string());
-        table
-            .insert((first.as_str(), last.as_str()), encode(&Cursor { used: used.to_string() }).as_slice())?;
     }
     Ok(())
 }

@@ -12,6 +12,9 @@ use crate::version::SpecVersion;
 /// The longest path of a socket: `sun_path` less its final zero (unix(7)).
 const SOCKET_PATH: usize = 107;
 
+/// What a runtime may ask for.
+const CAPABILITIES: [&str; 4] = ["io.kubernetes.cri.pod-annotations", "ips", "ipRanges", "mac"];
+
 /// Our own part of a network configuration, under the key `causeway`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -91,15 +94,9 @@ impl Config {
         {
             return refuse("ipMasq", masquerade);
         }
-        for (key, value) in object(&self.document, "ipam")?.into_iter().flatten() {
-            // Addresses come from the agent, out of the node's prefixes.
-            if says_something(value) && !(key == "type" && value == "causeway") {
-                return refuse(&format!("ipam.{key}"), value);
-            }
-        }
         for (key, value) in object(&self.document, "runtimeConfig")?.into_iter().flatten() {
             // Annotations tell, all other capabilities ask for something to be done.
-            if says_something(value) && key != "io.kubernetes.cri.pod-annotations" {
+            if says_something(value) && !CAPABILITIES.contains(&key.as_str()) {
                 return refuse(&format!("runtimeConfig.{key}"), value);
             }
         }
@@ -126,7 +123,8 @@ fn text<'a>(document: &'a Map<String, Value>, key: &'static str) -> Result<&'a s
     }
 }
 
-fn object<'a>(
+/// An object of the configuration; nothing and `null` are none.
+pub fn object<'a>(
     document: &'a Map<String, Value>,
     key: &'static str,
 ) -> Result<Option<&'a Map<String, Value>>, Error> {
@@ -138,7 +136,7 @@ fn object<'a>(
 }
 
 /// A runtime's way of saying nothing: containerd sends `null` for capabilities without a value.
-fn says_something(value: &Value) -> bool {
+pub fn says_something(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,
         Value::String(text) => !text.is_empty(),
@@ -252,16 +250,11 @@ mod tests {
     fn what_we_cannot_do_is_refused_with_key_and_value() {
         for (changes, words) in [
             (json!({"ipMasq": true}), ["ipMasq", "true"]),
-            (json!({"ipam": {"type": "host-local"}}), ["ipam.type", "host-local"]),
-            (
-                json!({"ipam": {"type": "causeway", "ranges": [[{"subnet": "10.0.0.0/24"}]]}}),
-                ["ipam.ranges", "10.0"],
-            ),
             (
                 json!({"runtimeConfig": {"portMappings": [{"HostPort": 80}]}}),
                 ["runtimeConfig.portMappings", "80"],
             ),
-            (json!({"runtimeConfig": {"mac": "02:00:00:00:00:01"}}), ["runtimeConfig.mac", "02:00"]),
+            (json!({"runtimeConfig": {"deviceID": "0000:03:00.1"}}), ["runtimeConfig.deviceID", "0000:03"]),
         ] {
             assert_refused(read(changes).unwrap().refuse_unsupported(), 2, &words);
         }
@@ -273,7 +266,6 @@ mod tests {
         ] {
             read(nothing).unwrap().refuse_unsupported().unwrap();
         }
-        assert_refused(read(json!({"ipam": "x"})).unwrap().refuse_unsupported(), 7, &["ipam"]);
         assert_refused(read(json!({"dns": []})).unwrap().refuse_unsupported(), 7, &["dns"]);
     }
 }

@@ -92,6 +92,17 @@ pub enum Error {
     /// The agent's own words.
     #[error("{}", .0.msg)]
     Agent(Failure),
+    /// The words of the plugin that gives the addresses.
+    #[error("IPAM plugin {plugin}: {}", .failure.msg)]
+    Ipam {
+        /// Which one.
+        plugin: String,
+        /// What it said.
+        failure: Failure,
+    },
+    /// Something failed, and so did what had to be done then.
+    #[error("{0}; then {1}")]
+    Both(Box<Error>, Box<Error>),
 }
 
 impl Error {
@@ -102,6 +113,10 @@ impl Error {
 
     /// The one place where errors get the codes of CNI 1.1.0 §5, "Error".
     pub fn failure(self) -> Failure {
+        if let Self::Both(first, then) = self {
+            let first = first.failure();
+            return Failure { msg: format!("{}; then {then}", first.msg), ..first };
+        }
         let code = match &self {
             Self::Environment(_) => Failure::INVALID_ENVIRONMENT,
             Self::Namespace { source: NamespaceError::OwnUnknown(_), .. } => Failure::IO,
@@ -114,10 +129,11 @@ impl Error {
             Self::NotYet(_) => NOT_YET,
             Self::Unanswered { source, .. } => source.code(),
             Self::NotServing { .. } => NOT_AVAILABLE,
-            Self::Agent(failure) => failure.code,
+            Self::Agent(failure) | Self::Ipam { failure, .. } => failure.code,
+            Self::Both(..) => unreachable!("told above"),
         };
         let details = match &self {
-            Self::Agent(failure) => failure.details.clone(),
+            Self::Agent(failure) | Self::Ipam { failure, .. } => failure.details.clone(),
             Self::Incompatible(_) => {
                 format!("supported versions: {}", SpecVersion::ALL.map(SpecVersion::as_str).join(", "))
             }

@@ -29,7 +29,7 @@ pub fn prompt_version(stdin: BorrowedFd<'_>, patience: Duration) -> Option<Strin
 }
 
 /// Reads to the end of the input, or until `enough`, and gives up when `patience` is over.
-fn read_until(
+pub fn read_until(
     input: BorrowedFd<'_>,
     patience: Duration,
     enough: impl Fn(&[u8]) -> bool,

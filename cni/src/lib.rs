@@ -6,8 +6,10 @@
 
 mod agent;
 mod config;
+mod delegate;
 mod error;
 mod input;
+mod ipam;
 mod namespace;
 mod outcome;
 mod parameters;
@@ -20,13 +22,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use causeway_model::plugin::{Attachment, Reply, Request, VERSION, Verb};
+use causeway_model::plugin::{Attachment, IpamRequest, Reply, Request, VERSION, Verb};
 use serde_json::{Map, Value, json};
 
 use agent::Unanswered;
 use config::Config;
+use delegate::{Delegate, Given};
 use error::Error;
 use namespace::Namespace;
+use outcome::Outcome;
 use parameters::{Command, Parameters};
 use version::SpecVersion;
 
@@ -43,6 +47,8 @@ pub struct Limits {
     pub add: Duration,
     /// For the agent's answer to DEL; then the deletion is left as a tombstone.
     pub del: Duration,
+    /// For a plugin that gives the addresses.
+    pub ipam: Duration,
 }
 
 impl Default for Limits {
@@ -53,6 +59,7 @@ impl Default for Limits {
             connect: Duration::from_secs(1),
             add: Duration::from_secs(60),
             del: Duration::from_secs(10),
+            ipam: Duration::from_secs(30),
         }
     }
 }
@@ -132,41 +139,81 @@ fn perform(
             Err(Error::NotYet(Command::Check))
         }
         Command::Gc => Err(Error::NotYet(Command::Gc)),
-        Command::Status => status(&config, limits).map(|()| None),
+        Command::Status => status(parameters, &config, limits).map(|()| None),
         Command::Version => unreachable!("answered before stdin was read"),
     }
 }
 
-/// CNI 1.1.0 §2, "ADD".
+/// CNI 1.1.0 §2, "ADD". What cannot become a result is known before anything is done.
 fn add(parameters: &Parameters, config: &Config, limits: &Limits) -> Result<Value, Error> {
     config.refuse_unsupported()?;
-    let previous = config.previous()?.cloned().unwrap_or_default();
+    let mut ipam = ipam::request(&config.document, &parameters.args)?;
+    let mut outcome =
+        Outcome::from_previous(config.version, config.previous()?.cloned().unwrap_or_default())?;
+    outcome.resolve_by(config.dns()?);
     let namespace = namespace::open(&parameters.netns)
         .map_err(|source| Error::Namespace { path: parameters.netns.clone(), source })?;
-    let request = request(Verb::Add, parameters, config);
-    let reply = agent::ask(&config.socket, &request, Some(&namespace), limits.connect, limits.add)
-        .map_err(|source| Error::Unanswered { socket: config.socket.clone(), source })?;
-    match reply {
-        Reply::Attached(attachment) => result(parameters, config, previous, &attachment),
-        Reply::Failed(failure) => Err(Error::Agent(failure)),
-        Reply::Done => Err(Error::Unanswered { socket: config.socket.clone(), source: Unanswered::Beside }),
-    }
-}
-
-fn result(
-    parameters: &Parameters,
-    config: &Config,
-    previous: Map<String, Value>,
-    attachment: &Attachment,
-) -> Result<Value, Error> {
-    let mut outcome = outcome::Outcome::from_previous(config.version, previous)?;
-    outcome.attach(attachment, &parameters.interface, &parameters.netns);
-    outcome.resolve_by(config.dns()?)?;
+    let Some(delegate) = delegate(parameters, config, limits)? else {
+        let attachment =
+            attach(&Request { ipam, ..request(Verb::Add, parameters, config) }, config, &namespace, limits)?;
+        outcome.attach(&attachment, &parameters.interface, &parameters.netns);
+        return Ok(outcome.into_document());
+    };
+    let Given { addresses, routes, dns } = delegate.add()?;
+    ipam = IpamRequest { addresses, routes, delegate: Some(delegate.kind.clone()), ..ipam };
+    let asked = Request { ipam, ..request(Verb::Add, parameters, config) };
+    outcome.resolve_by(dns.as_ref());
+    let attachment = attach(&asked, config, &namespace, limits).map_err(|error| {
+        // Who took the question may still do it: it must undo it before the addresses are another pod's.
+        let heard = matches!(&error, Error::Unanswered { source, .. } if !matches!(source, Unanswered::Unreachable(_)));
+        let buried = if heard { tombstone::leave(&config.tombstones, &asked.key).err() } else { None };
+        let error = buried.into_iter().fold(error, |error, more| Error::Both(Box::new(error), Box::new(more)));
+        delegate.give_back(error)
+    })?;
+    outcome.attach(&attachment, &parameters.interface, &parameters.netns);
     Ok(outcome.into_document())
 }
 
+/// The plugin that gives this network's addresses, where the agent does not.
+fn delegate(parameters: &Parameters, config: &Config, limits: &Limits) -> Result<Option<Delegate>, Error> {
+    let kind = ipam::delegate(&config.document)?;
+    kind.map(|kind| Delegate::find(kind, parameters, &config.document, limits.ipam)).transpose()
+}
+
+/// Has the agent attach.
+fn attach(
+    request: &Request,
+    config: &Config,
+    namespace: &Namespace,
+    limits: &Limits,
+) -> Result<Attachment, Error> {
+    let unanswered = |source| Error::Unanswered { socket: config.socket.clone(), source };
+    match agent::ask(&config.socket, request, Some(namespace), limits.connect, limits.add)
+        .map_err(unanswered)?
+    {
+        Reply::Attached(attachment) => Ok(attachment),
+        Reply::Failed(failure) => Err(Error::Agent(failure)),
+        Reply::Done => Err(unanswered(Unanswered::Beside)),
+    }
+}
+
 /// CNI 1.1.0 §2, "DEL": best effort, so nothing but an agent's refusal or a full disk is an error.
+///
+/// The plugin that gave the addresses comes last, whatever came of the rest: nothing must speak from them any more.
 fn del(parameters: &Parameters, config: &Config, limits: &Limits) -> Result<(), Error> {
+    let detached = detach(parameters, config, limits);
+    // What cannot be understood never gave an address.
+    let kind = ipam::delegate(&config.document).inspect_err(|error| log(format_args!("ignored: {error}")));
+    let released = kind.ok().flatten().map_or(Ok(()), |kind| {
+        Delegate::find(kind, parameters, &config.document, limits.ipam)?.forward(Command::Del)
+    });
+    match (detached, released) {
+        (Err(error), Err(more)) => Err(Error::Both(Box::new(error), Box::new(more))),
+        (detached, released) => detached.and(released),
+    }
+}
+
+fn detach(parameters: &Parameters, config: &Config, limits: &Limits) -> Result<(), Error> {
     let namespace = pod_namespace(&parameters.netns);
     let request = request(Verb::Del, parameters, config);
     match agent::ask(&config.socket, &request, namespace.as_ref(), limits.connect, limits.del) {
@@ -198,8 +245,12 @@ fn bury(request: &Request, config: &Config, unanswered: &Unanswered) -> Result<(
 }
 
 /// CNI 1.1.0 §2, "STATUS": an ADD can be served when its configuration is one we take and the agent listens.
-fn status(config: &Config, limits: &Limits) -> Result<(), Error> {
+fn status(parameters: &Parameters, config: &Config, limits: &Limits) -> Result<(), Error> {
     config.refuse_unsupported()?;
+    ipam::request(&config.document, &parameters.args)?;
+    if let Some(delegate) = delegate(parameters, config, limits)? {
+        delegate.forward(Command::Status)?;
+    }
     agent::reach(&config.socket, limits.connect)
         .map_err(|source| Error::NotServing { socket: config.socket.clone(), source })
 }
@@ -213,6 +264,7 @@ fn request(verb: Verb, parameters: &Parameters, config: &Config) -> Request {
         pod: parameters.pod(),
         args: parameters.args.clone(),
         config: config.document.clone(),
+        ipam: IpamRequest::default(),
     }
 }
 

@@ -26,7 +26,10 @@ impl Outcome {
                 }
             }
         }
-        Ok(Self { version, document })
+        match document.get("dns") {
+            None | Some(Value::Null | Value::Object(_)) => Ok(Self { version, document }),
+            Some(dns) => Err(Error::config("prevResult", format!("dns: {dns} is not an object"))),
+        }
     }
 
     /// Adds what the agent made.
@@ -39,7 +42,8 @@ impl Outcome {
         let index = self.push_interface(link, Some(attachment.mtu));
         for pod in &attachment.addresses {
             let mut ip = json!({"address": pod.address, "gateway": pod.gateway, "interface": index});
-            let (default, version) = match Family::of(pod.gateway) {
+            let family = Family::of(pod.gateway);
+            let (default, version) = match family {
                 Family::V4 => ("0.0.0.0/0", "4"),
                 Family::V6 => ("::/0", "6"),
             };
@@ -47,23 +51,28 @@ impl Outcome {
                 ip["version"] = version.into();
             }
             self.list("ips").push(ip);
-            let mut route = json!({"dst": default, "gw": pod.gateway});
-            if self.tells_mtu() {
-                route["mtu"] = attachment.mtu.into();
+            let own = attachment.routes.iter().flatten();
+            let own = own.filter(|to| Family::of(to.ip()) == family).map(ToString::to_string).collect();
+            let routes = if attachment.routes.is_some() { own } else { vec![default.to_owned()] };
+            for to in routes {
+                let mut route = json!({"dst": to, "gw": pod.gateway});
+                if self.tells_mtu() {
+                    route["mtu"] = attachment.mtu.into();
+                }
+                self.list("routes").push(route);
             }
-            self.list("routes").push(route);
         }
     }
 
     /// Adds what the configuration says of name resolution: lists grow, and a domain that is there stays.
-    pub fn resolve_by(&mut self, dns: Option<&Map<String, Value>>) -> Result<(), Error> {
-        let Some(dns) = dns else { return Ok(()) };
+    pub fn resolve_by(&mut self, dns: Option<&Map<String, Value>>) {
+        let Some(dns) = dns else { return };
         let merged = self.document.entry("dns").or_insert_with(|| json!({}));
         if merged.is_null() {
             *merged = json!({});
         }
         let Value::Object(merged) = merged else {
-            return Err(Error::config("prevResult", format!("dns: {merged} is not an object")));
+            unreachable!("the dns of a previous result was looked at before");
         };
         for (key, value) in dns {
             match (merged.get_mut(key), value) {
@@ -75,7 +84,6 @@ impl Outcome {
                 _ => drop(merged.insert(key.clone(), value.clone())),
             }
         }
-        Ok(())
     }
 
     /// The finished document.

@@ -78,7 +78,12 @@ pub struct Parameters {
     pub netns: String,
     /// CNI_ARGS.
     pub args: BTreeMap<String, String>,
+    /// All variables as they came, for a plugin that is asked in turn.
+    pub environment: Vec<(&'static str, Option<OsString>)>,
 }
+
+/// The variables of a call.
+const VARIABLES: [&str; 5] = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH"];
 
 impl Parameters {
     /// Reads and validates the environment; the error names every variable that is wrong.
@@ -111,7 +116,8 @@ impl Parameters {
             netns = text(variable, "CNI_NETNS").unwrap_or_default();
         }
         if complaints.is_empty() {
-            Ok(Self { command, container, interface, netns, args })
+            let environment = VARIABLES.map(|name| (name, variable(name))).into();
+            Ok(Self { command, container, interface, netns, args, environment })
         } else {
             Err(Error::Environment(complaints))
         }

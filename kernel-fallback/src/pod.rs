@@ -78,11 +78,23 @@ fn objects(netlink: &mut Netlink, interface: &str, endpoint: &Endpoint) -> Resul
         if gateway.is_ipv4() {
             objects.push(route(interface, single(gateway), None));
         }
-        if !has_other_default(netlink, interface, address)? {
-            objects.push(route(interface, default(gateway), Some(gateway)));
+        for to in destinations(endpoint, gateway) {
+            if to.prefix() > 0 || !has_other_default(netlink, interface, address)? {
+                objects.push(route(interface, to, Some(gateway)));
+            }
         }
     }
     Ok(objects)
+}
+
+/// Where a pod's routes over a gateway lead: everywhere, unless its network says where.
+fn destinations(endpoint: &Endpoint, gateway: IpAddr) -> Vec<IpNetwork> {
+    match &endpoint.routes {
+        None => vec![default(gateway)],
+        Some(routes) => {
+            routes.iter().copied().filter(|to| Family::of(to.ip()) == Family::of(gateway)).collect()
+        }
+    }
 }
 
 fn route(interface: &str, to: IpNetwork, via: Option<IpAddr>) -> Object {

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::hash::fnv1a;
@@ -134,6 +135,9 @@ pub struct Endpoint {
     pub pod: Option<PodName>,
     /// Its addresses, at most one of each family, IPv4 first.
     pub addresses: Vec<IpAddr>,
+    /// Where its routes lead, all of them over our gateway; everywhere when it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routes: Option<Vec<IpNetwork>>,
     /// Its hardware address.
     pub mac: MacAddr,
     /// The MTU of its interface.

@@ -4,6 +4,7 @@
 //! are ignored and new ones have defaults, so that a plugin and an agent one version apart understand each other.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,44 @@ pub struct Request {
     /// The network configuration as it came on stdin.
     #[serde(default)]
     pub config: Map<String, Value>,
+    /// Which addresses it shall have.
+    #[serde(default)]
+    pub ipam: IpamRequest,
+}
+
+/// Addresses of one family that an attachment may get, as the network configuration or the runtime bounds them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressRange {
+    /// The prefix they lie in; its network and broadcast addresses are nobody's.
+    pub subnet: IpNetwork,
+    /// The first of them.
+    pub first: IpAddr,
+    /// The last of them.
+    pub last: IpAddr,
+    /// An address that no pod gets: somebody else's gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+}
+
+/// What a call asks of addresses; the default asks for any of each family that the node has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpamRequest {
+    /// Where they may come from, at most one set a family; an attachment gets one address of each set. Without any set, all
+    /// of the node's prefixes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sets: Vec<Vec<AddressRange>>,
+    /// Static addresses, at most one of each family.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
+    /// A static hardware address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// Where the pod shall have routes to, instead of to everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routes: Option<Vec<IpNetwork>>,
+    /// The IPAM plugin that gave the addresses above; then the attachment gets these and no others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegate: Option<String>,
 }
 
 /// Word of a deletion that the agent has not heard of: a file named by the attachment, so that writing it twice is writing it once.
@@ -73,7 +112,7 @@ pub struct PodAddress {
     /// The address, with the full length of its family.
     pub address: IpNetwork,
     /// Its gateway.
-    pub gateway: std::net::IpAddr,
+    pub gateway: IpAddr,
 }
 
 /// What an attachment looks like once it is made.
@@ -93,6 +132,9 @@ pub struct Attachment {
     pub mtu: u16,
     /// The pod's addresses, IPv4 first.
     pub addresses: Vec<PodAddress>,
+    /// Where its routes lead, where that is not everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routes: Option<Vec<IpNetwork>>,
     /// Which data path carries it.
     pub path: Path,
 }

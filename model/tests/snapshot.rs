@@ -33,6 +33,7 @@ fn endpoint(number: u8, variant: u8) -> Endpoint {
         labels: BTreeMap::from([("app".into(), format!("v{variant}"))]),
         identity: Identity(Identity::FIRST_INTERNED + u32::from(variant)),
         path: if variant.is_multiple_of(2) { Path::Fast } else { Path::Kernel },
+        routes: None,
         path_reason: "drawn".into(),
         port: PortKind::Veth,
     }

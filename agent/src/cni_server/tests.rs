@@ -22,6 +22,7 @@ fn request(container: &str) -> Vec<u8> {
         pod: None,
         args: Default::default(),
         config: Default::default(),
+        ipam: Default::default(),
     };
     let mut bytes = Vec::new();
     write_frame(&mut bytes, &request).unwrap();

@@ -400,6 +400,7 @@ fn endpoints_are_handed_through() {
         labels: BTreeMap::new(),
         identity: causeway_model::Identity(256),
         path: causeway_model::Path::Kernel,
+        routes: None,
         path_reason: "asked for".into(),
         port: causeway_model::PortKind::Veth,
     };

@@ -119,8 +119,9 @@ impl Core {
             return Err(Error::NotReady(self.missing().into_iter().collect()));
         };
         let pod_mtu = settings.pod_mtu;
+        let pools = Pool::for_request(&settings.node, &request.ipam)?;
         let wanted = self.wanted(request)?;
-        let grant = self.parts.store.leases().grant(&Pool::all_of_node(&settings.node), &wanted)?;
+        let grant = self.parts.store.leases().grant(&pools, &wanted)?;
         let endpoint = self.endpoint(request, &grant, pod_mtu)?;
         let world = self.world.clone().unwrap_or_default();
         let endpoint = self.roster.admit(endpoint, &world);
@@ -153,14 +154,37 @@ impl Core {
         }
     }
 
-    /// What the pod's annotations ask for.
+    /// What the runtime and the pod's annotations ask for by name, which must not contradict each other.
     fn wanted(&self, request: &Request) -> Result<Wanted, Error> {
-        let Some(object) = self.pod(request) else { return Ok(Wanted::default()) };
-        let invalid = |error| Error::BadRequest(format!("pod {}: {error}", object.name()));
-        Ok(Wanted {
-            addresses: object.wanted_addresses().map_err(invalid)?,
-            mac: object.wanted_mac().map_err(invalid)?,
-        })
+        let ipam = &request.ipam;
+        let mut wanted = Wanted { addresses: ipam.addresses.clone(), mac: ipam.mac };
+        let Some(object) = self.pod(request) else { return Ok(wanted) };
+        let pod = object.name();
+        let invalid = |error| Error::BadRequest(format!("pod {pod}: {error}"));
+        let other = ipam.delegate.as_ref().map_or("the runtime".into(), |kind| format!("IPAM plugin {kind}"));
+        for address in object.wanted_addresses().map_err(invalid)? {
+            match ipam.addresses.iter().find(|one| Family::of(**one) == Family::of(address)) {
+                Some(one) if *one == address => {}
+                Some(one) => {
+                    let annotated = format!("pod {pod}: annotation causeway.dev/addresses says {address}");
+                    return Err(Error::BadRequest(format!("{annotated}, {other} {one}")));
+                }
+                None if ipam.delegate.is_some() => {
+                    let annotated = format!("pod {pod}: annotation causeway.dev/addresses says {address}");
+                    let family = Family::of(address);
+                    return Err(Error::BadRequest(format!("{annotated}, {other} gave no {family} address")));
+                }
+                None => wanted.addresses.push(address),
+            }
+        }
+        match (object.wanted_mac().map_err(invalid)?, ipam.mac) {
+            (Some(mac), Some(one)) if mac != one => {
+                let annotated = format!("pod {pod}: annotation causeway.dev/mac says {mac}");
+                return Err(Error::BadRequest(format!("{annotated}, the runtime {one}")));
+            }
+            (mac, one) => wanted.mac = mac.or(one),
+        }
+        Ok(wanted)
     }
 
     fn endpoint(&self, request: &Request, grant: &Grant, mtu: u16) -> Result<Endpoint, Error> {
@@ -171,6 +195,7 @@ impl Core {
             key: request.key.clone(),
             pod: request.pod.clone(),
             addresses: grant.addresses.clone(),
+            routes: request.ipam.routes.clone(),
             mac: grant.mac,
             mtu,
             labels: match object {
@@ -209,6 +234,7 @@ fn attachment(endpoint: &Endpoint) -> Attachment {
         mac: endpoint.mac,
         mtu: endpoint.mtu,
         addresses: addresses.collect(),
+        routes: endpoint.routes.clone(),
         path: endpoint.path,
     }
 }

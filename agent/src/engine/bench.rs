@@ -186,6 +186,7 @@ pub(crate) fn request(verb: Verb, container: &str) -> Request {
         pod: None,
         args: BTreeMap::new(),
         config: serde_json::Map::new(),
+        ipam: Default::default(),
     }
 }
 

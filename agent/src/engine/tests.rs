@@ -89,7 +89,7 @@ fn a_full_range_names_the_pool_and_takes_nothing_of_the_other_family() {
     }
     bench.dataplane.calls();
     let failure = engine.try_add("z").unwrap_err();
-    assert_eq!(failure.msg, "no free address in 10.70.1.0/29: 4 in use");
+    assert_eq!(failure.msg, "no free address in 10.70.1.0/29: 4 of 4 in use");
     assert_eq!(bench.dataplane.calls(), Vec::<String>::new());
     engine.del("c2");
     let attachment = engine.try_add("y").unwrap();

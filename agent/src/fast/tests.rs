@@ -43,6 +43,7 @@ fn endpoint(number: u8) -> Endpoint {
         labels: BTreeMap::new(),
         identity: Identity(Identity::FIRST_INTERNED),
         path: Path::Fast,
+        routes: None,
         path_reason: "tried".into(),
         port: PortKind::Tap,
     }

@@ -30,6 +30,7 @@ fn record(key: EndpointKey, grant: &Grant) -> Record {
         labels: BTreeMap::from([("app".to_owned(), "web".to_owned())]),
         identity: Identity(256),
         path: DataPath::Kernel,
+        routes: None,
         path_reason: "asked for".into(),
         port: PortKind::Veth,
     };

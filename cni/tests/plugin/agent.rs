@@ -102,6 +102,7 @@ pub fn attachment() -> Attachment {
         host_interface: Some("cwp0123456789ab".into()),
         host_mac: MacAddr([2, 0xca, 0x5e, 0, 0, 1]),
         host_mtu: Some(65535),
+        routes: None,
         mac: MacAddr([2, 0, 10, 70, 1, 5]),
         mtu: 1450,
         addresses: vec![

@@ -114,7 +114,7 @@ fn what_we_cannot_do_is_not_passed_over() {
     let mapped =
         json!({"portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}]});
     call.clone().configured("runtimeConfig", mapped).run().error(2, &["runtimeConfig.portMappings", "8080"]);
-    call.configured("ipam", json!({"type": "host-local"})).run().error(2, &["ipam.type", "host-local"]);
+    call.configured("ipMasq", json!(true)).run().error(2, &["ipMasq"]);
 }
 
 #[test]
@@ -136,7 +136,9 @@ fn status_tells_whether_the_agent_listens() {
     call.run().error(50, &[socket.to_str().unwrap()]);
     let listener = UnixListener::bind(&socket).unwrap();
     call.run().silence();
-    call.clone().configured("ipam", json!({"type": "host-local"})).run().error(2, &["host-local"]);
+    call.clone().configured("ipMasq", json!(true)).run().error(2, &["ipMasq"]);
+    let range = json!({"type": "causeway", "ranges": [[{"subnet": "10.0.0.0/31"}]]});
+    call.clone().configured("ipam", range).run().error(7, &["10.0.0.0/31", "too small"]);
     drop(listener);
     call.run().error(50, &[socket.to_str().unwrap()]);
 }

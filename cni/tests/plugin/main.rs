@@ -5,6 +5,7 @@
 mod agent;
 mod attaching;
 mod bad_calls;
+mod delegating;
 mod deleting;
 mod runtime;
 mod versions;

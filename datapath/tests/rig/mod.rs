@@ -201,6 +201,7 @@ fn endpoint(name: &str, node: u8, number: u8, path: Path, mtu: u16) -> Endpoint 
         labels: Default::default(),
         identity: Identity(300),
         path,
+        routes: None,
         path_reason: String::new(),
         port: if path == Path::Fast { PortKind::Tap } else { PortKind::Veth },
     }

@@ -65,6 +65,7 @@ fn pod() -> Endpoint {
         key: key(),
         pod: None,
         addresses: vec![POD.1.into()],
+        routes: None,
         mac: MacAddr(POD.0),
         mtu: 1450,
         labels: BTreeMap::new(),

@@ -40,6 +40,7 @@ fn endpoint(number: u8, path: Path) -> Endpoint {
         labels: BTreeMap::new(),
         identity: Identity(Identity::FIRST_INTERNED),
         path,
+        routes: None,
         path_reason: String::new(),
         port: if path == Path::Fast { PortKind::Tap } else { PortKind::Veth },
     }

@@ -241,6 +241,7 @@ impl LabNode {
             labels: BTreeMap::new(),
             identity: Identity(Identity::FIRST_INTERNED),
             path: Path::Kernel,
+            routes: None,
             path_reason: "the lab says so".into(),
             port: PortKind::Veth,
         }
