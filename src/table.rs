@@ -2,7 +2,8 @@
 
 use std::fmt::Display;
 
-use causeway_model::operator::{EndpointStatus, NodeStatus, Status};
+use causeway_model::fastpath::Memory;
+use causeway_model::operator::{EndpointStatus, FastpathStatus, NodeStatus, Status};
 use causeway_model::{Count, EndpointCounters};
 
 /// Rows whose columns are aligned.
@@ -46,6 +47,9 @@ pub fn status(status: &Status) -> String {
     let path = &status.path;
     fact("path", format!("{} (asked: {}; {})", path.path, path.asked, path.reason));
     let count = |(path, count)| format!("{count} {path}");
+    if let Some(process) = &status.fastpath {
+        fact("fast path", fastpath(process));
+    }
     fact("endpoints", or(list(status.endpoints.iter().map(count)), "none"));
     fact("tunnel sent", counted(&status.tunnel_sent));
     fact("tunnel received", counted(&status.tunnel_received));
@@ -69,6 +73,21 @@ fn describe_node(node: &NodeStatus, fact: &mut impl FnMut(&str, String)) {
         "overlay",
         format!("VNI {}, port {}, pod MTU {}, MAC {}", node.vni, node.port, node.pod_mtu, node.vtep_mac),
     );
+}
+
+fn fastpath(process: &FastpathStatus) -> String {
+    let memory = match process.memory {
+        Memory::Hugepages => "hugepages",
+        Memory::Slow => "slow memory",
+    };
+    format!(
+        "{}, pid {}, {memory}, {} of {} buffers free, frames by worker: {}",
+        process.release,
+        process.pid,
+        process.buffers_free,
+        process.buffers,
+        or(list(&process.workers), "none yet"),
+    )
 }
 
 fn source(status: &Status) -> String {
@@ -178,6 +197,7 @@ mod tests {
             source: SourceStatus { what: "manifests in /m".into(), synchronised: false, age_seconds: None },
             problems: Vec::new(),
             limits: Vec::new(),
+            fastpath: None,
             repairs: 0,
             mended: Vec::new(),
         }
@@ -199,6 +219,21 @@ mod tests {
             assert!(page.lines().any(|found| found == line), "{line:?} is not in\n{page}");
         }
         assert!(!page.contains("peers") && !page.contains("problems") && !page.contains("repairs"), "{page}");
+    }
+
+    #[test]
+    fn a_fast_path_is_one_line() {
+        let process = FastpathStatus {
+            release: "1.2.3".into(),
+            pid: 7,
+            memory: Memory::Slow,
+            workers: vec![10, 0],
+            buffers: 16_894,
+            buffers_free: 16_800,
+        };
+        let page = status(&Status { fastpath: Some(process), ..waiting() });
+        let line = "fast path        1.2.3, pid 7, slow memory, 16800 of 16894 buffers free, frames by worker: 10, 0";
+        assert!(page.lines().any(|found| found == line), "{page}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use causeway_kernel_fallback::KernelDataplane;
+use causeway_model::operator::FastpathStatus;
 use causeway_model::{
     Counters, Dataplane, DataplaneError, Endpoint, EndpointKey, Path, PortKind, TunnelOwner, Update,
 };
@@ -76,6 +77,11 @@ pub(crate) trait Driver: Dataplane {
         Vec::new()
     }
 
+    /// The process that carries its packets, where that is one.
+    fn process(&self) -> Option<FastpathStatus> {
+        None
+    }
+
     /// Tells where an endpoint of before a restart lives, so that its link can be made again when somebody deletes it.
     fn remember(&mut self, _endpoint: &EndpointKey, _netns: &Netns) {}
 }
@@ -93,6 +99,10 @@ impl Driver for KernelDataplane {
 impl Driver for FastDataplane {
     fn limits(&self) -> Vec<String> {
         Self::limits(self)
+    }
+
+    fn process(&self) -> Option<FastpathStatus> {
+        Self::process(self)
     }
 
     fn remember(&mut self, endpoint: &EndpointKey, netns: &Netns) {
@@ -128,6 +138,10 @@ impl Drivers {
 impl Driver for Drivers {
     fn limits(&self) -> Vec<String> {
         std::iter::once(&self.kernel).chain(&self.fast).flat_map(|driver| driver.limits()).collect()
+    }
+
+    fn process(&self) -> Option<FastpathStatus> {
+        self.fast.as_ref().and_then(|fast| fast.process())
     }
 
     fn remember(&mut self, endpoint: &EndpointKey, netns: &Netns) {

@@ -106,7 +106,7 @@ impl Control {
             epoch: self.epoch,
             ports: self.ports.keys().cloned().collect(),
             unable: self.means.as_ref().err().cloned(),
-            limits: Vec::new(),
+            limits: crowded(self.workers).into_iter().collect(),
         }
     }
 
@@ -243,6 +243,7 @@ impl Control {
         let mut sum = Tally { buffers: buffers.figures(), ..Tally::default() };
         let mut endpoints: BTreeMap<EndpointKey, EndpointCounters> = BTreeMap::new();
         for (number, worker) in shared.workers.iter().enumerate() {
+            sum.workers.push(worker.taken_in());
             sum.tunnel_sent += worker.tally.tunnel_sent();
             sum.tunnel_received += worker.tally.tunnel_received();
             let line = |(reason, count)| WorkerDrops { worker: number as u16, reason, count };
@@ -278,6 +279,12 @@ fn device(served: &Served) -> Device {
         Served::Tap(tap) => Device::Tap(tap.tap.clone()),
         Served::Ethdev(port) => Device::Ethdev { arguments: port.arguments.clone(), queues: port.queues },
     }
+}
+
+/// Poll loops that wait for each other's CPU are slower than fewer would be.
+fn crowded(workers: u16) -> Option<String> {
+    let cpus = thread::available_parallelism().ok()?.get();
+    (usize::from(workers) > cpus).then(|| format!("the fast path's {workers} workers share {cpus} CPUs"))
 }
 
 #[cfg(test)]

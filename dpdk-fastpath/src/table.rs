@@ -98,6 +98,22 @@ pub(crate) struct Slot {
     wake: EventFd,
     /// What it has counted.
     pub(crate) tally: Arc<Tally>,
+    /// Frames it took in; written by the worker alone.
+    taken_in: AtomicU64,
+}
+
+impl Slot {
+    /// Notes frames of a burst.
+    #[inline]
+    pub(crate) fn takes_in(&self, frames: usize) {
+        let before = self.taken_in.load(Ordering::Relaxed);
+        self.taken_in.store(before + frames as u64, Ordering::Relaxed);
+    }
+
+    /// Frames taken in so far.
+    pub(crate) fn taken_in(&self) -> u64 {
+        self.taken_in.load(Ordering::Relaxed)
+    }
 }
 
 /// What all workers and the control thread share.
@@ -114,7 +130,8 @@ impl Shared {
     pub(crate) fn new(workers: u16) -> nix::Result<Self> {
         let slot = |_| {
             let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-            Ok(Slot { seen: AtomicU64::new(0), wake, tally: Arc::new(Tally::new(SLOTS)) })
+            let (seen, taken_in) = (AtomicU64::new(0), AtomicU64::new(0));
+            Ok(Slot { seen, wake, tally: Arc::new(Tally::new(SLOTS)), taken_in })
         };
         let workers = (0..workers).map(slot).collect::<nix::Result<Vec<_>>>()?;
         let nothing = Table {

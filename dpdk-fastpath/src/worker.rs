@@ -162,6 +162,7 @@ impl Loop {
         if self.burst.is_empty() {
             return false;
         }
+        self.shared.workers[self.number].takes_in(self.burst.len());
         let Some(world) = &table.world else {
             // No state yet: closed.
             for frame in self.burst.drain() {

@@ -197,6 +197,9 @@ pub struct Tally {
     pub endpoints: Vec<(EndpointKey, EndpointCounters)>,
     /// Packet buffers: how many there are, and how many of them are free.
     pub buffers: (u32, u32),
+    /// Frames that each worker took in, from whatever port.
+    #[serde(default)]
+    pub workers: Vec<u64>,
 }
 
 /// The drops of one reason on one worker.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fastpath::Memory;
 use crate::{
     ClusterName, Count, DropReason, Endpoint, EndpointCounters, MacAddr, NodeId, Path, TunnelOwner, Vni,
 };
@@ -43,6 +44,9 @@ pub struct Status {
     pub problems: Vec<String>,
     /// What this node does less well than it could, and why: features the kernel lacks or that are masked.
     pub limits: Vec<String>,
+    /// The fast path of this node, while one is connected.
+    #[serde(default)]
+    pub fastpath: Option<FastpathStatus>,
     /// How often what others had changed on this node was mended since the agent started.
     #[serde(default)]
     pub repairs: u64,
@@ -83,6 +87,23 @@ pub struct PathStatus {
     pub reason: String,
     /// Who holds the tunnel.
     pub tunnel: TunnelOwner,
+}
+
+/// A fast path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FastpathStatus {
+    /// Its release.
+    pub release: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Its memory.
+    pub memory: Memory,
+    /// Frames that each of its workers took in, from whatever port.
+    pub workers: Vec<u64>,
+    /// Packet buffers: how many it has.
+    pub buffers: u32,
+    /// How many of them are free. Workers keep a few at hand.
+    pub buffers_free: u32,
 }
 
 /// Another node.

@@ -1,11 +1,12 @@
 //! The whole system in network namespaces: the lab, the demo and the stories told over them.
 //!
 //! A [`lab::Lab`] is a set of nodes, each a network namespace with a real agent in it, joined by a kernel bridge or by the
-//! user-space [`switch`]. [`namespace`] and [`process`] are what it is made of; [`traffic`], [`packet_socket`], [`capture`] and
-//! [`leftovers`] are what its tests look with.
+//! user-space [`switch`]. [`namespace`], [`process`] and [`hugepages`] are what it is made of; [`traffic`], [`packet_socket`],
+//! [`capture`] and [`leftovers`] are what its tests look with.
 
 pub mod capture;
 pub mod command;
+pub mod hugepages;
 pub mod lab;
 pub mod leftovers;
 pub mod namespace;

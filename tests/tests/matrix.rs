@@ -11,6 +11,7 @@ mod matrix {
     pub mod fault;
     pub mod foreign;
     pub mod hosts;
+    pub mod means;
     pub mod reach;
     pub mod recovery;
     pub mod sizes;
@@ -27,7 +28,7 @@ use libtest_mimic::{Arguments, Trial};
 
 use matrix::stage::{Matrix, Story};
 use matrix::{
-    bad_input, change, ethdev, fastpath, fault, foreign, hosts, reach, recovery, sizes, spoof, traces,
+    bad_input, change, ethdev, fastpath, fault, foreign, hosts, means, reach, recovery, sizes, spoof, traces,
 };
 
 /// The data paths that every story is told over.
@@ -89,10 +90,14 @@ fn own_words(words: impl Iterator<Item = String>) -> (Vec<String>, Option<String
 const FAST_FAMILIES: &[(&str, &[(&str, Story)])] =
     &[("fastpath", fastpath::STORIES), ("ethdev", ethdev::STORIES)];
 
+/// Told once: it makes its own of nodes that ask for the fast path.
+const MEANS_FAMILY: (&str, &[(&str, Story)]) = ("means", means::STORIES);
+
 /// One trial a story.
 fn stories(matrix: &Arc<Matrix>) -> Vec<Trial> {
     let fast = if matrix.mode == Datapath::Kernel { &[] } else { FAST_FAMILIES };
-    let families = FAMILIES.iter().chain(fast);
+    let once = (matrix.mode == Datapath::Fast).then_some(&MEANS_FAMILY);
+    let families = FAMILIES.iter().chain(fast).chain(once);
     let all = families.flat_map(|(family, stories)| stories.iter().map(move |story| (family, story)));
     let trial = |(family, (name, story)): (&&str, &(&str, Story))| {
         let (matrix, story) = (matrix.clone(), *story);

@@ -93,6 +93,7 @@ impl Core {
             },
             problems: self.refused.iter().cloned().chain(troubles).collect(),
             limits: self.parts.drivers.limits(),
+            fastpath: self.parts.drivers.process(),
             repairs: self.repairs,
             mended: self.mended.iter().cloned().collect(),
         }

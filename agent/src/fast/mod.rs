@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use causeway_kernel_fallback::next_hops;
 use causeway_model::fastpath::{Device, Hello, Memory, PortName, Tally, Task};
+use causeway_model::operator::FastpathStatus;
 use causeway_model::{
     Count, Counters, Dataplane, DataplaneError, DropReason, Endpoint, EndpointKey, MacAddr, Path, Snapshot,
     TunnelOwner, Update, UplinkKind,
@@ -134,6 +135,13 @@ impl FastDataplane {
                 }
                 limits.extend(hello.limits.iter().cloned());
                 limits.extend(state.shortfalls.values().flatten().cloned());
+                let (workers, queues) = (hello.workers, state.options.queues);
+                if workers > queues {
+                    limits.push(format!(
+                        "{} of the fast path's {workers} workers have no queue (fastpath_queues: {queues})",
+                        workers - queues
+                    ));
+                }
             }
         }
         let plain = |held: &Held| matches!(&held.device, Device::Tap(tap) if tap.header == HEADER);
@@ -146,6 +154,14 @@ impl FastDataplane {
             ));
         }
         limits
+    }
+
+    /// The living fast path and what it counted when it was last asked.
+    pub fn process(&self) -> Option<FastpathStatus> {
+        let hello = self.hello()?;
+        let Tally { workers, buffers: (buffers, buffers_free), .. } = lock(&self.state).last.clone();
+        let Hello { release, pid, memory, .. } = hello;
+        Some(FastpathStatus { release, pid, memory, workers, buffers, buffers_free })
     }
 
     /// Waits for a fast path that can carry packets; the error says why there is none. `slow` takes one without hugepages, too.
@@ -490,7 +506,7 @@ fn add(sum: &mut Tally, more: &Tally) {
     sum.tunnel_received += more.tunnel_received;
     sum.drops.extend(&more.drops);
     sum.endpoints.extend(more.endpoints.iter().cloned());
-    sum.buffers = more.buffers;
+    (sum.buffers, sum.workers) = (more.buffers, more.workers.clone());
     // One line a reason and worker, however many fast paths there were.
     let drops: BTreeMap<(u16, DropReason), Count> =
         sum.drops.iter().fold(BTreeMap::new(), |mut drops, line| {

@@ -200,6 +200,18 @@ fn slow_memory_is_taken_only_when_the_fast_path_was_asked_for() {
 }
 
 #[test]
+fn workers_without_a_queue_are_said() {
+    alone(|socket| {
+        let driver = driver(socket);
+        let played = play(socket, Hello { workers: 5, ..hello(vec![]) }, vec![]);
+        assert_eq!(driver.wait(SOON, true), Ok(()));
+        let said = "3 of the fast path's 5 workers have no queue (fastpath_queues: 2)";
+        assert!(driver.limits().iter().any(|limit| limit == said), "{:?}", driver.limits());
+        played.join().unwrap();
+    });
+}
+
+#[test]
 fn a_pod_is_not_attached_to_a_fast_path_that_is_away() {
     alone(|socket| {
         let mut driver = driver(socket);

@@ -56,6 +56,9 @@ enum Verb {
         /// One more line for every agent's configuration; may be said again.
         #[arg(long = "config", value_name = "KEY: VALUE")]
         config: Vec<String>,
+        /// More options for every fast path, as in "--workers 2"; may be said again.
+        #[arg(long = "fastpath", value_name = "OPTIONS", allow_hyphen_values = true)]
+        fastpath: Vec<String>,
     },
     /// Add or delete a pod.
     #[command(subcommand)]
@@ -154,8 +157,11 @@ fn main() -> ExitCode {
 fn carry_out(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments { name, json, verb } = arguments;
     match verb {
-        Verb::Up { nodes, clusters, datapath, wire, underlay, mtu, config } => {
-            let spec = LabSpec { name, nodes, clusters, datapath, wire, underlay, mtu, config, agents: true };
+        Verb::Up { nodes, clusters, datapath, wire, underlay, mtu, config, fastpath } => {
+            let mut spec =
+                LabSpec { nodes, clusters, datapath, wire, underlay, mtu, config, ..LabSpec::named(name) };
+            let options = fastpath.iter().flat_map(|options| options.split_whitespace());
+            spec.fastpath.extend(options.map(str::to_owned));
             let lab = Lab::up(spec)?.keep()?;
             report::labs(&[lab], json)?;
         }

@@ -95,6 +95,11 @@ impl Lab {
 
     /// Starts a process of a node that does not run yet, without waiting for it.
     pub fn spawn(&self, node: &Node, role: Role) -> Result<(), LabError> {
+        self.spawn_in(node, role, "")
+    }
+
+    /// The same in a mount namespace of its own, in which these commands of a shell were run before.
+    pub fn spawn_in(&self, node: &Node, role: Role, before: &str) -> Result<(), LabError> {
         let name = node.name();
         if self.process(name, role)?.is_some_and(Process::is_alive) {
             return Err(LabError::Refused(format!("the {role} of node {name} runs already")));
@@ -108,13 +113,14 @@ impl Lab {
             }
             Role::Fastpath => {
                 let mut command = Command::new(binaries.get("causeway-fastpath")?);
-                command
-                    .arg("--agent")
-                    .arg(node.directory().join("run/fastpath.sock"))
-                    .args(["--memory", "slow"]);
+                command.arg("--agent").arg(node.directory().join("run/fastpath.sock"));
+                command.args(self.record()?.spec.fastpath);
                 command
             }
         };
+        if !before.is_empty() {
+            command = within_mounts(&command, before);
+        }
         let log = node.directory().join(format!("{role}.log"));
         let process = node.run(|| Process::start(&mut command, &log));
         let process =
@@ -168,6 +174,15 @@ impl Lab {
             Ok(())
         })
     }
+}
+
+/// The command behind others that change what it sees of the file system. It keeps its process number: each of them is
+/// replaced by the next.
+fn within_mounts(command: &Command, before: &str) -> Command {
+    let mut shell = Command::new("unshare");
+    shell.args(["--mount", "sh", "-ec", &format!("{before}\nexec \"$0\" \"$@\"")]);
+    shell.arg(command.get_program()).args(command.get_args());
+    shell
 }
 
 fn slot(record: &mut NodeRecord, role: Role) -> &mut Option<Process> {

@@ -92,6 +92,8 @@ pub struct LabSpec {
     pub mtu: u16,
     /// More lines for every agent's configuration.
     pub config: Vec<String>,
+    /// The options of every fast path, besides where its agent is.
+    pub fastpath: Vec<String>,
     /// Whether the nodes have agents; without, a lab is namespaces and a wire.
     pub agents: bool,
 }
@@ -108,6 +110,7 @@ impl LabSpec {
             underlay: Underlay::Both,
             mtu: 1500,
             config: Vec::new(),
+            fastpath: vec!["--memory".into(), "slow".into()],
             agents: true,
         }
     }

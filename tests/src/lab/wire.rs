@@ -87,6 +87,11 @@ impl Lab {
         Ok(())
     }
 
+    /// Takes a node's uplink away, or gives it one again with the addresses it had.
+    pub fn set_wired(&self, name: &str, wired: bool) -> Result<(), LabError> {
+        if wired { self.join_wire(&self.node(name)?.plan) } else { self.leave_wire(name) }
+    }
+
     /// Takes a node off the wire, for good.
     pub(super) fn leave_wire(&self, name: &str) -> Result<(), LabError> {
         match self.record()?.spec.wire {

@@ -14,6 +14,7 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("agent-frozen", "recovery"),
     ("fastpath-stays-dead", "fastpath"),
     ("answers-open", "ethdev"),
+    ("means-granted", "means"),
     ("foreign-mac-wrong", "foreign"),
     ("stranger-known", "spoof"),
     ("config-good", "bad_input"),
