@@ -10,17 +10,38 @@ use anyhow::{Context, bail};
 /// How long the agent may take for a page.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Whether the agent serves; if not, what is missing.
+pub fn serves(socket: &Path) -> Result<(), String> {
+    let (status, body) = ask(socket, "/v1/health").map_err(|error| format!("{error:#}"))?;
+    if status.split(' ').nth(1) == Some("200") {
+        return Ok(());
+    }
+    let health: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+    let missing: Vec<_> =
+        health["waiting_for"].as_array().into_iter().flatten().filter_map(|m| m.as_str()).collect();
+    match missing.is_empty() {
+        true => Err(format!("the agent at {} answers {status}: {body}", socket.display())),
+        false => Err(format!("the agent at {} waits for {}", socket.display(), missing.join(", "))),
+    }
+}
+
 /// The body of a page.
 pub fn get(socket: &Path, page: &str) -> anyhow::Result<String> {
+    let (status, body) = ask(socket, page)?;
+    match status.split(' ').nth(1) {
+        Some("200") => Ok(body),
+        _ => bail!("asking the agent at {}: {status}: {body}", socket.display()),
+    }
+}
+
+/// The status line and the body of a page.
+fn ask(socket: &Path, page: &str) -> anyhow::Result<(String, String)> {
     let asking = || format!("asking the agent at {}", socket.display());
     let stream =
         UnixStream::connect(socket).with_context(|| format!("no agent answers at {}", socket.display()))?;
     let answer = exchange(&stream, page).with_context(asking)?;
     let Some((head, body)) = answer.split_once("\r\n\r\n") else { bail!("{}: no HTTP answer", asking()) };
-    match head.split(' ').nth(1) {
-        Some("200") => Ok(body.to_owned()),
-        _ => bail!("{}: {}: {body}", asking(), head.lines().next().unwrap_or_default()),
-    }
+    Ok((head.lines().next().unwrap_or_default().to_owned(), body.to_owned()))
 }
 
 fn exchange(mut stream: &UnixStream, page: &str) -> io::Result<String> {

@@ -5,9 +5,12 @@ mod table;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
-use causeway_agent::config::{Config, PathWish};
+use causeway_agent::config::{Config, ConfigError, PathWish};
+use causeway_agent::hugepages;
+use causeway_agent::install::{self, CniVersion, Places, Wanted};
 use causeway_model::operator::{self, EndpointStatus, Status};
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::filter::Targets;
@@ -15,6 +18,9 @@ use tracing_subscriber::prelude::*;
 
 /// Release and commit.
 const RELEASE: &str = env!("CAUSEWAY_RELEASE");
+
+/// The exit status of a configuration that no restart will make better (sysexits.h, EX_CONFIG); the unit goes by it.
+const CONFIGURATION: u8 = 78;
 
 /// Runs and shows the pod network of this node.
 #[derive(Parser)]
@@ -39,10 +45,27 @@ enum Command {
     Status(Question),
     /// Shows every attachment: pod, addresses, path and reason, counters.
     Endpoints(Question),
-    /// With no agent running: takes every kernel object of ours away and gives kernel settings back what they were.
+    /// Puts the plugin where the runtime looks for it and, once the agent serves, the network configuration.
+    Install(Install),
+    /// Sees to it that so much memory is free in hugepages for a fast path about to start; `uninstall` gives the count back.
+    Hugepages {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// As much as `causeway-fastpath --memory-mib` takes.
+        #[arg(long, value_name = "MIB", default_value_t = 256)]
+        mib: u64,
+    },
+    /// With no agent running: takes the network configuration, every kernel object of ours and the plugin away, and gives
+    /// kernel settings back what they were.
     Uninstall {
         #[command(flatten)]
         config: ConfigFile,
+        /// Look for the plugin here, too; what `install` wrote down is found without.
+        #[arg(long, value_name = "DIR")]
+        bin_dir: Option<PathBuf>,
+        /// Look for the network configuration here, too.
+        #[arg(long, value_name = "DIR")]
+        conf_dir: Option<PathBuf>,
         /// Remove the store of endpoints and addresses as well.
         #[arg(long)]
         purge: bool,
@@ -63,6 +86,60 @@ impl ConfigFile {
 }
 
 #[derive(Args)]
+struct Install {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// The plugin to install. Default: causeway-cni beside this program.
+    #[arg(long, value_name = "FILE")]
+    plugin: Option<PathBuf>,
+    /// Where the runtime looks for plugins.
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    bin_dir: PathBuf,
+    /// Where the runtime looks for network configurations; it takes the first in the order of names.
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    conf_dir: PathBuf,
+    /// The name of the network.
+    #[arg(long, value_name = "NAME", default_value = "causeway")]
+    network: String,
+    /// The version of CNI: 1.0.0, or 1.1.0 where the runtime takes it (containerd 2.0, CRI-O 1.32 and later).
+    #[arg(long, value_name = "VERSION", default_value_t)]
+    cni_version: CniVersion,
+    /// How long the agent may take until it serves; without it the network configuration is not put in place.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    wait: u64,
+    /// Replace a network configuration of ours that has been edited.
+    #[arg(long)]
+    overwrite: bool,
+}
+
+impl Install {
+    fn obey(self) -> anyhow::Result<()> {
+        let config = self.config.load()?;
+        let plugin = self.plugin.map_or_else(own_plugin, Ok)?;
+        let wanted = Wanted {
+            plugin,
+            bin_dir: absolute(&self.bin_dir)?,
+            conf_dir: absolute(&self.conf_dir)?,
+            network: self.network,
+            cni_version: self.cni_version,
+            overwrite: self.overwrite,
+        };
+        let serves = || client::serves(&config.api_socket);
+        client::print(&install::install(&config, &wanted, Duration::from_secs(self.wait), serves)?.join("\n"))
+    }
+}
+
+fn own_plugin() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("finding the directory of this program")?;
+    Ok(own.with_file_name(install::PLUGIN))
+}
+
+/// What is written down is read from other directories.
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("{}", path.display()))
+}
+
+#[derive(Args)]
 struct Question {
     /// The agent's socket.
     #[arg(long, value_name = "PATH", default_value = operator::SOCKET)]
@@ -77,7 +154,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("causeway: {}", one_line(&error));
-            ExitCode::FAILURE
+            match error.is::<ConfigError>() {
+                true => ExitCode::from(CONFIGURATION),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -94,7 +174,11 @@ fn obey(command: Command) -> anyhow::Result<()> {
         Command::Endpoints(question) => {
             question.answer("/v1/endpoints", |endpoints: &Vec<EndpointStatus>| table::endpoints(endpoints))
         }
-        Command::Uninstall { config, purge } => Ok(causeway_agent::uninstall(&config.load()?, purge)?),
+        Command::Install(install) => install.obey(),
+        Command::Hugepages { config, mib } => client::print(&hugepages::provide(&config.load()?, mib)?),
+        Command::Uninstall { config, bin_dir, conf_dir, purge } => {
+            Ok(causeway_agent::uninstall(&config.load()?, &Places { bin_dir, conf_dir }, purge)?)
+        }
     }
 }
 

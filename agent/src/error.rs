@@ -55,6 +55,33 @@ pub enum Error {
         /// By what.
         why: String,
     },
+    /// A file of somebody else is where one of ours shall be.
+    #[error("{} is not ours: {why}; it stays as it is", path.display())]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+        /// By what that is seen.
+        why: String,
+    },
+    /// What shall be installed as the plugin is not one.
+    #[error("{} is not the plugin: {why}", path.display())]
+    NoPlugin {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The kernel has not so much memory in one piece.
+    #[error("{need} hugepages are needed, {free} are free: the kernel gave no more")]
+    Hugepages {
+        /// How many are needed.
+        need: u64,
+        /// How many are free.
+        free: u64,
+    },
+    /// The agent does not serve, so the runtime is not told of it.
+    #[error("the network configuration is not put in place: {0}")]
+    NotServing(String),
     /// The uplink that was configured is not there.
     #[error("uplink: this machine has no interface {0}")]
     NoUplink(String),
@@ -102,12 +129,23 @@ impl Error {
         move |source| Self::Io { doing, source }
     }
 
+    /// Goes on past failures, and tells all of them.
+    pub(crate) fn all(results: impl IntoIterator<Item = Result<(), Self>>) -> Result<(), Self> {
+        let mut failures: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+        match failures.len() {
+            0 => Ok(()),
+            1 => Err(failures.remove(0)),
+            _ => Err(Self::Several(failures)),
+        }
+    }
+
     /// The error as the runtime shall see it: the one place where errors become CNI's codes.
     pub fn failure(&self) -> Failure {
         let code = match self {
             Self::Io { .. } | Self::Store { .. } | Self::Damaged { .. } => Failure::IO,
             Self::AnotherAgent { .. }
             | Self::Taken { .. }
+            | Self::NotServing(_)
             | Self::NotReady(_)
             | Self::Busy
             | Self::FastPathSocket(_)
@@ -118,6 +156,7 @@ impl Error {
             Self::Namespace { .. } => Failure::INVALID_ENVIRONMENT,
             Self::BadRequest(_) => Failure::INVALID_CONFIG,
             Self::Protocol(_) => Failure::INCOMPATIBLE_VERSION,
+            Self::NotOurs { .. } | Self::NoPlugin { .. } | Self::Hugepages { .. } => Failure::IO,
             Self::Dataplane(_) | Self::NoUplink(_) => Failure::DATAPATH,
             Self::Several(errors) => errors.first().map_or(Failure::DATAPATH, |error| error.failure().code),
         };

@@ -11,21 +11,28 @@ use crate::claim::Claim;
 use crate::config::Config;
 use crate::error::Error;
 use crate::fast;
+use crate::hugepages;
+use crate::install::{Places, Removal};
 use crate::run::sysctl_record;
 use crate::store::{self, Store};
 
-/// Removes every kernel object of ours and gives kernel settings back what they were, then removes the sockets; the store of
-/// endpoints and leases only when `purge` says so. Refuses while an agent runs. Goes on past failures and tells all.
-pub fn uninstall(config: &Config, purge: bool) -> Result<(), Error> {
+/// Removes the network configuration, so that no runtime calls us any more, every kernel object of ours, the sockets and the
+/// plugin, and gives kernel settings back what they were; the store of endpoints and leases goes only when `purge` says so.
+/// Refuses while an agent runs. Goes on past failures and tells all.
+pub fn uninstall(config: &Config, places: &Places, purge: bool) -> Result<(), Error> {
     let claim = Claim::of(&config.state)?;
     let mut failures = Vec::new();
+    let installed = Removal::of(config, places).map_err(|error| failures.push(error)).ok();
+    failures.extend(installed.as_ref().and_then(|installed| installed.conflists().err()));
     failures.extend(remove_pod_taps(config).err());
     let removed = KernelDataplane::remove_all(&sysctl_record(config));
     failures.extend(removed.err().map(|error| Error::Dataplane(error.into())));
+    failures.extend(hugepages::restore(config).err());
     for socket in [&config.cni_socket, &config.api_socket, &config.fastpath_socket] {
         failures.extend(remove(socket, fs::remove_file).err());
     }
     failures.extend(remove_empty(&config.run).err());
+    failures.extend(installed.and_then(|installed| installed.programs().err()));
     if purge && failures.is_empty() {
         failures.extend(remove(&config.tombstones, fs::remove_dir_all).err());
         for file in store::FILES.iter().chain(&["lock"]) {
@@ -34,11 +41,7 @@ pub fn uninstall(config: &Config, purge: bool) -> Result<(), Error> {
         failures.extend(remove_empty(&config.state).err());
     }
     drop(claim);
-    match failures.len() {
-        0 => Ok(()),
-        1 => Err(failures.remove(0)),
-        _ => Err(Error::Several(failures)),
-    }
+    Error::all(failures.into_iter().map(Err))
 }
 
 /// Fast pods have no link on the node by which theirs would go: each is deleted where it is.
@@ -53,7 +56,7 @@ fn remove_pod_taps(config: &Config) -> Result<(), Error> {
             failures.extend(removed.err().map(Error::Dataplane));
         }
     }
-    if failures.is_empty() { Ok(()) } else { Err(Error::Several(failures)) }
+    Error::all(failures.into_iter().map(Err))
 }
 
 /// Removes what may not be there.
