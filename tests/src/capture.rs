@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::command::{self, CommandError};
 use crate::namespace::Namespace;
 use crate::packet_socket::PacketSocket;
+use crate::pcap::PcapWriter;
 
 /// Tells apart the files of captures of one process.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -81,31 +82,33 @@ impl Capture {
     }
 }
 
-/// Writes frames in the classic pcap form, with the time left out: nobody asks.
-fn record(socket: &PacketSocket, mut output: impl Write, stop: &AtomicBool) -> io::Result<usize> {
-    const LINKTYPE_ETHERNET: u32 = 1;
-    output.write_all(&0xa1b2_c3d4_u32.to_le_bytes())?;
-    output.write_all(&[2, 0, 4, 0])?;
-    for word in [0, 0, 1 << 18, LINKTYPE_ETHERNET] {
-        output.write_all(&word.to_le_bytes())?;
-    }
-    let mut frames = 0;
+/// Writes what the socket hears to a file.
+fn record(socket: &PacketSocket, output: impl Write, stop: &AtomicBool) -> io::Result<usize> {
+    let mut output = PcapWriter::new(output)?;
     while !stop.load(Ordering::Relaxed) {
         // What is still in the socket when it ends is taken along.
         while let Some(frame) = socket.receive(Duration::from_millis(20))? {
-            let length = u32::try_from(frame.len()).map_err(io::Error::other)?;
-            for word in [0, 0, length, length] {
-                output.write_all(&word.to_le_bytes())?;
-            }
-            output.write_all(&frame)?;
-            frames += 1;
+            output.frame(&frame)?;
         }
     }
-    output.flush()?;
-    Ok(frames)
+    output.finish()
 }
 
 impl Recording {
+    /// A recording that somebody else made, in the classic pcap form.
+    pub fn of_file(file: PathBuf) -> io::Result<Self> {
+        // Behind the file's head each frame has one of its own, whose third word is the length that was kept.
+        const HEADS: (usize, usize) = (24, 16);
+        let bytes = fs::read(&file)?;
+        let (mut at, mut frames) = (HEADS.0, 0);
+        while let Some(length) = bytes.get(at + 8..at + 12) {
+            let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]);
+            at += HEADS.1 + length as usize;
+            frames += 1;
+        }
+        Ok(Self { file, frames })
+    }
+
     /// The frames that a display filter takes, each as these fields, joined by tabs. Where headers are nested, all of
     /// them are there, joined by commas, the outermost first.
     pub fn fields(&self, filter: &str, fields: &[&str]) -> Result<Vec<String>, CommandError> {

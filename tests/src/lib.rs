@@ -11,6 +11,7 @@ pub mod lab;
 pub mod leftovers;
 pub mod namespace;
 pub mod packet_socket;
+pub mod pcap;
 pub mod process;
 pub mod switch;
 pub mod traffic;

@@ -1,0 +1,93 @@
+//! The benches: ourselves beside our peers, in one run on one machine.
+
+mod bench {
+    pub mod chart;
+    pub mod fastpath;
+    pub mod finding;
+    pub mod hugepages;
+    pub mod ovs;
+    pub mod pipeline;
+    pub mod samples;
+    pub mod scene;
+    pub mod scratch;
+    pub mod testpmd;
+    pub mod tsc;
+    pub mod undo;
+}
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
+
+use bench::finding::{Finding, Record, Table};
+use bench::hugepages::Priority;
+use bench::{pipeline, undo};
+
+/// Measures Causeway beside its peers and says which of its targets it meets. Every figure is the median of five runs in turn with
+/// the peers', and every bench proves first that what it measures does its work.
+#[derive(Parser)]
+#[command(name = "bench", version, max_term_width = 120)]
+struct Arguments {
+    /// What to measure.
+    #[arg(required = true)]
+    names: Vec<Name>,
+    /// Write the figures there, too, as a list of records.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Where the pipeline's picture is drawn.
+    #[arg(long, value_name = "FILE", default_value = "pipeline.svg")]
+    picture: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Name {
+    /// One worker from queue to queue, beside OVS-DPDK and testpmd.
+    Pipeline,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let started = Instant::now();
+    match measure(&arguments) {
+        Ok(()) => {
+            eprintln!("measured in {:.0} s", started.elapsed().as_secs_f64());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("\nthe bench failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(arguments: &Arguments) -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "devices and namespaces are made by root only");
+    undo::guard().context("hearing signals")?;
+    let _priority = Priority::most()?;
+    let mut all = Vec::new();
+    for name in &arguments.names {
+        let word = name.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+        eprintln!("{word}");
+        let findings = match name {
+            Name::Pipeline => pipeline::run(&arguments.picture),
+        };
+        let findings = findings.with_context(|| word.clone())?;
+        println!("\n## {word}\n\n{}", Table(&findings));
+        all.extend(findings);
+        // What is measured so far is there even when the next one fails.
+        if let Some(file) = &arguments.json {
+            write(file, &all)?;
+        }
+    }
+    Ok(())
+}
+
+fn write(file: &PathBuf, findings: &[Finding]) -> Result<()> {
+    let records: Vec<&Record> = findings.iter().map(|finding| &finding.record).collect();
+    let lines = records.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
+    let text = format!("[\n{}\n]\n", lines.join(",\n"));
+    std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))
+}
