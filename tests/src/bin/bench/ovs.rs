@@ -65,8 +65,8 @@ impl Ovs {
         let settings = [
             "other_config:dpdk-init=true".to_owned(),
             format!(
-                "other_config:dpdk-extra=--no-pci --no-telemetry --file-prefix=cwb{}",
-                std::process::id()
+                "other_config:dpdk-extra=--no-pci --no-telemetry --file-prefix={}",
+                testpmd::prefix()
             ),
             "other_config:dpdk-lcore-mask=0x2".to_owned(),
             "other_config:pmd-cpu-mask=0x1".to_owned(),
