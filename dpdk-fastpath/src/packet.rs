@@ -1,7 +1,7 @@
 //! DPDK's buffers as the packet program sees them.
 
 use causeway_datapath::{Buffer, Frame, HEADROOM, Pool};
-use dpdk_sys::{Eal, LARGEST_ROOM, Mbuf, PoolConfig, SysError};
+use dpdk_sys::{Eal, LARGEST_ROOM, Mbuf, Memory, PoolConfig, SysError};
 
 /// Bytes of a small buffer behind its headroom: a packet of any common MTU.
 pub(crate) const SMALL_ROOM: u16 = 2048;
@@ -9,6 +9,9 @@ pub(crate) const SMALL_ROOM: u16 = 2048;
 const LINK_HEADERS: usize = 18;
 /// Small buffers, and how many of them a worker keeps back.
 const SMALL: (u32, u32) = (16_383, 256);
+/// The MiB that these numbers are for, and the small buffers that every one more is turned into.
+const ENOUGH: u32 = 256;
+const MORE: u32 = 400;
 /// Large ones: the rest of a frame of up to 64 KiB, 32 MiB in all.
 const LARGE: (u32, u32) = (511, 32);
 
@@ -71,7 +74,9 @@ impl Buffers {
         let pool =
             |name, (frames, cache), room| dpdk_sys::Pool::new(eal, PoolConfig { name, frames, cache, room });
         let large = LARGEST_ROOM - HEADROOM as u16;
-        Ok(Self { small: pool("small", SMALL, SMALL_ROOM)?, large: pool("large", LARGE, large)? })
+        let (Memory::Hugepages { mib } | Memory::Slow { mib }) = eal.memory();
+        let small = (SMALL.0 + mib.saturating_sub(ENOUGH) * MORE, SMALL.1);
+        Ok(Self { small: pool("small", small, SMALL_ROOM)?, large: pool("large", LARGE, large)? })
     }
 
     pub(crate) fn small(&self) -> Option<Packet> {

@@ -5,11 +5,13 @@ mod bench {
     pub mod fastpath;
     pub mod finding;
     pub mod hugepages;
+    pub mod idle;
     pub mod ovs;
     pub mod pipeline;
     pub mod samples;
     pub mod scene;
     pub mod scratch;
+    pub mod stand;
     pub mod testpmd;
     pub mod tsc;
     pub mod undo;
@@ -24,7 +26,7 @@ use clap::{Parser, ValueEnum};
 
 use bench::finding::{Finding, Record, Table};
 use bench::hugepages::Priority;
-use bench::{pipeline, undo};
+use bench::{idle, pipeline, undo};
 
 /// Measures Causeway beside its peers and says which of its targets it meets. Every figure is the median of five runs in turn with
 /// the peers', and every bench proves first that what it measures does its work.
@@ -46,6 +48,8 @@ struct Arguments {
 enum Name {
     /// One worker from queue to queue, beside OVS-DPDK and testpmd.
     Pipeline,
+    /// What two nodes cost that have nothing to do.
+    Idle,
 }
 
 fn main() -> ExitCode {
@@ -73,6 +77,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
         eprintln!("{word}");
         let findings = match name {
             Name::Pipeline => pipeline::run(&arguments.picture),
+            Name::Idle => idle::run(),
         };
         let findings = findings.with_context(|| word.clone())?;
         println!("\n## {word}\n\n{}", Table(&findings));

@@ -64,10 +64,7 @@ impl Ovs {
         database.until("ovsdb-server", PATIENCE, || socket.exists().then_some(()))?;
         let settings = [
             "other_config:dpdk-init=true".to_owned(),
-            format!(
-                "other_config:dpdk-extra=--no-pci --no-telemetry --file-prefix={}",
-                testpmd::prefix()
-            ),
+            format!("other_config:dpdk-extra=--no-pci --no-telemetry --file-prefix={}", testpmd::prefix()),
             "other_config:dpdk-lcore-mask=0x2".to_owned(),
             "other_config:pmd-cpu-mask=0x1".to_owned(),
             format!("other_config:dpdk-socket-mem={MIB}"),

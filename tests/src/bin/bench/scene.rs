@@ -96,6 +96,7 @@ impl Scene {
             addresses: vec![self.pod.into()],
             mac: self.pod_mac,
             mtu: 1450,
+            routes: None,
             labels: BTreeMap::new(),
             identity: Identity(Identity::FIRST_INTERNED),
             path: Path::Fast,
