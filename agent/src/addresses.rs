@@ -142,7 +142,6 @@ impl Leases {
     }
 
     /// Whose an address is.
-    #[cfg(test)]
     pub(crate) fn owner(&self, address: IpAddr) -> Option<&EndpointKey> {
         self.owners.get(&address)
     }

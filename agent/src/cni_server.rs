@@ -25,8 +25,11 @@ const TALK: Duration = Duration::from_secs(5);
 /// How long an answer may take, waiting for the engine included: less than the plugin waits, so that it hears why.
 fn work(verb: Verb) -> Duration {
     Duration::from_secs(match verb {
-        Verb::Add => 55,
+        Verb::Add | Verb::Gc => 55,
+        Verb::Check => 15,
         Verb::Del => 9,
+        // A runtime asks every few seconds, and takes silence for an error.
+        Verb::Status => 4,
     })
 }
 

@@ -9,6 +9,7 @@ use causeway_model::{
 };
 
 use crate::config::PathWish;
+use crate::engine::Ailment;
 use crate::fast::FastDataplane;
 use crate::store::Netns;
 
@@ -82,6 +83,11 @@ pub(crate) trait Driver: Dataplane {
         None
     }
 
+    /// What keeps it from serving, where new endpoints get this path.
+    fn ailments(&mut self, _new: Path) -> Vec<Ailment> {
+        Vec::new()
+    }
+
     /// Tells where an endpoint of before a restart lives, so that its link can be made again when somebody deletes it.
     fn remember(&mut self, _endpoint: &EndpointKey, _netns: &Netns) {}
 }
@@ -103,6 +109,10 @@ impl Driver for FastDataplane {
 
     fn process(&self) -> Option<FastpathStatus> {
         Self::process(self)
+    }
+
+    fn ailments(&mut self, new: Path) -> Vec<Ailment> {
+        Self::ailments(self, new)
     }
 
     fn remember(&mut self, endpoint: &EndpointKey, netns: &Netns) {
@@ -144,6 +154,10 @@ impl Driver for Drivers {
         self.fast.as_ref().and_then(|fast| fast.process())
     }
 
+    fn ailments(&mut self, new: Path) -> Vec<Ailment> {
+        self.each().flat_map(|driver| driver.ailments(new)).collect()
+    }
+
     fn remember(&mut self, endpoint: &EndpointKey, netns: &Netns) {
         self.each().for_each(|driver| driver.remember(endpoint, netns));
     }
@@ -161,6 +175,15 @@ impl Dataplane for Drivers {
     // Asked of all, for nobody may remember which one it was.
     fn detach(&mut self, endpoint: &EndpointKey) -> Result<(), DataplaneError> {
         all(self.each().map(|driver| driver.detach(endpoint)))
+    }
+
+    fn check(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<Vec<String>, DataplaneError> {
+        // The kernel's ways lead to every endpoint, whatever carries it.
+        let mut wrong = self.kernel.check(endpoint, netns)?;
+        if endpoint.path == Path::Fast {
+            wrong.extend(self.of(Path::Fast)?.check(endpoint, netns)?);
+        }
+        Ok(wrong)
     }
 
     fn mend(&mut self) -> Result<Vec<String>, DataplaneError> {

@@ -32,6 +32,8 @@ pub struct Link {
     pub mtu: u32,
     /// Its addresses with the lengths of their subnets.
     pub addresses: Vec<IpNetwork>,
+    /// It is up, and something is at its other end.
+    pub up: bool,
 }
 
 /// All that the desired state depends on.

@@ -6,13 +6,17 @@
 mod attach;
 #[cfg(test)]
 pub(crate) mod bench;
+mod check;
+mod gc;
 mod release;
 mod report;
 mod roster;
+mod status;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use report::Report;
+pub(crate) use status::Ailment;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -31,6 +35,9 @@ use roster::Roster;
 
 /// How many repairs status shows, the last one first.
 const SHOWN_REPAIRS: usize = 10;
+
+/// What troubles with repairs are kept under.
+const MENDING: &str = "mending the data path";
 
 /// Reads the interfaces of this machine.
 pub(crate) type LinkReader = dyn FnMut() -> Result<Vec<Link>, String> + Send;
@@ -205,7 +212,7 @@ impl Core {
 
     fn mend(&mut self) {
         let mended = self.parts.drivers.mend();
-        self.note("mending the data path", mended.as_ref().map(|_| ()).map_err(|error| chain(error)));
+        self.note(MENDING, mended.as_ref().map(|_| ()).map_err(|error| chain(error)));
         for repair in mended.unwrap_or_default() {
             tracing::warn!("mended: {repair}");
             self.repairs += 1;

@@ -91,6 +91,25 @@ pub enum Error {
     /// An attachment that is there already.
     #[error("{0} is attached already")]
     Exists(EndpointKey),
+    /// An attachment that is not there, neither its record nor its lease.
+    #[error("{0} is not attached: there is no lease of it")]
+    Unknown(EndpointKey),
+    /// An attachment that is not as it was made.
+    #[error("{key} is not as it was made: {}", wrong.join("; "))]
+    NotAsMade {
+        /// The attachment.
+        key: EndpointKey,
+        /// Everything that is wrong with it.
+        wrong: Vec<String>,
+    },
+    /// No pod could be attached now.
+    #[error("the plugin cannot serve ADD{}: {}", if *.hurts { ", and pods that are there suffer" } else { "" }, reasons.join("; "))]
+    Unable {
+        /// Whether existing pods suffer, too.
+        hurts: bool,
+        /// Why, in words.
+        reasons: Vec<String>,
+    },
     /// What the runtime gave for a namespace is not one a pod can be in.
     #[error("CNI_NETNS {netns:?}: {why}")]
     Namespace {
@@ -153,6 +172,10 @@ impl Error {
             | Self::Dataplane(DataplaneError::Unavailable(_)) => Failure::TRY_AGAIN,
             Self::Address(error) => error.code(),
             Self::Exists(_) => Failure::EXISTS,
+            Self::Unknown(_) => Failure::UNKNOWN_CONTAINER,
+            Self::NotAsMade { .. } => Failure::NOT_AS_MADE,
+            Self::Unable { hurts: false, .. } => Failure::NOT_AVAILABLE,
+            Self::Unable { hurts: true, .. } => Failure::LIMITED,
             Self::Namespace { .. } => Failure::INVALID_ENVIRONMENT,
             Self::BadRequest(_) => Failure::INVALID_CONFIG,
             Self::Protocol(_) => Failure::INCOMPATIBLE_VERSION,

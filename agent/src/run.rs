@@ -208,7 +208,13 @@ fn parts(
 
 fn read_links() -> Result<Vec<Link>, String> {
     let links = uplink::all().map_err(|error| chain(&error))?.into_iter();
-    Ok(links.map(|link| Link { name: link.name, mtu: link.mtu, addresses: link.addresses }).collect())
+    let link = |link: uplink::Uplink| Link {
+        name: link.name,
+        mtu: link.mtu,
+        addresses: link.addresses,
+        up: link.up,
+    };
+    Ok(links.map(link).collect())
 }
 
 fn handler(engine: Arc<Engine>, meter: CniMeter) -> Arc<Handler> {

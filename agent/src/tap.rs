@@ -4,9 +4,9 @@
     reason = "TUN is driven by ioctls that no safe library covers: several queues, virtio headers of 24 bytes"
 )]
 
-use std::fs::OpenOptions;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -52,12 +52,17 @@ impl TapError {
 
 mod ioctl {
     use nix::libc::{c_int, ifreq};
-    use nix::{ioctl_write_int_bad, ioctl_write_ptr_bad, request_code_write};
+    use nix::{
+        ioctl_none_bad, ioctl_read_bad, ioctl_write_int_bad, ioctl_write_ptr_bad, request_code_none,
+        request_code_read, request_code_write,
+    };
 
     const INT: usize = size_of::<c_int>();
     ioctl_write_ptr_bad!(set_iff, request_code_write!(b'T', 202, INT), ifreq);
     ioctl_write_int_bad!(set_persist, request_code_write!(b'T', 203, INT));
     ioctl_write_int_bad!(set_offload, request_code_write!(b'T', 208, INT));
+    ioctl_read_bad!(get_iff, request_code_read!(b'T', 210, INT), ifreq);
+    ioctl_none_bad!(get_netns, request_code_none!(b'T', 227));
     ioctl_write_ptr_bad!(set_header, request_code_write!(b'T', 216, INT), c_int);
 }
 
@@ -105,6 +110,32 @@ fn open_queue(name: &str, shape: Shape) -> Result<OwnedFd, TapError> {
     unsafe { ioctl::set_offload(queue.as_raw_fd(), offloads) }
         .map_err(failed(name, "setting the offloads"))?;
     Ok(queue)
+}
+
+/// Where the device of a queue is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its name there.
+    pub name: String,
+    /// Its network namespace, by device and inode.
+    pub netns: (u64, u64),
+}
+
+/// Where the device of a queue is now; an error when it has gone.
+pub fn place(queue: BorrowedFd<'_>) -> Result<Place, TapError> {
+    let failed = |errno| failed("of a queue", "looking for the device")(errno);
+    // SAFETY: `struct ifreq` is plain data for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one `struct ifreq`, which lives on this stack for the whole call.
+    unsafe { ioctl::get_iff(queue.as_raw_fd(), &raw mut request) }.map_err(failed)?;
+    let name = request.ifr_name.iter().map(|byte| byte.cast_unsigned()).take_while(|byte| *byte != 0);
+    let name = String::from_utf8_lossy(&name.collect::<Vec<_>>()).into_owned();
+    // SAFETY: TUNGETDEVNETNS takes no argument and touches no memory of ours.
+    let netns = unsafe { ioctl::get_netns(queue.as_raw_fd()) }.map_err(failed)?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
+    let netns = File::from(unsafe { OwnedFd::from_raw_fd(netns) });
+    let metadata = netns.metadata().map_err(|error| failed(errno_of(&error)))?;
+    Ok(Place { name, netns: (metadata.dev(), metadata.ino()) })
 }
 
 /// Lets a TAP go with its last descriptor.

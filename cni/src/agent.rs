@@ -63,11 +63,6 @@ pub fn ask(
     })
 }
 
-/// Sees whether the agent takes connections.
-pub fn reach(socket: &Path, connecting: Duration) -> Result<(), Unanswered> {
-    dial(socket, connecting).map(drop).map_err(Unanswered::Unreachable)
-}
-
 /// Connects within bounds: the standard library would wait for ever while the agent's backlog is full.
 fn dial(path: &Path, connecting: Duration) -> io::Result<UnixStream> {
     let address = UnixAddr::new(path)?;

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use causeway_model::plugin::{SOCKET, TOMBSTONES};
+use causeway_model::plugin::{SOCKET, TOMBSTONES, ValidAttachment};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -14,6 +14,9 @@ const SOCKET_PATH: usize = 107;
 
 /// What a runtime may ask for.
 const CAPABILITIES: [&str; 4] = ["io.kubernetes.cri.pod-annotations", "ips", "ipRanges", "mac"];
+
+/// What the list of GC is called, the specification's name first.
+const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
 /// Our own part of a network configuration, under the key `causeway`.
 #[derive(Debug, Default, Deserialize)]
@@ -80,6 +83,24 @@ impl Config {
         Ok(object(&self.document, "prevResult")?.filter(|previous| !previous.is_empty()))
     }
 
+    /// The attachments that GC leaves (CNI 1.1.0 §2, "GC"). The specification calls the list `cni.dev/valid-attachments`;
+    /// an early libcni called it `cni.dev/attachments`, and later ones say both: what stands in either is valid.
+    pub fn valid_attachments(&self) -> Result<Vec<ValidAttachment>, Error> {
+        let mut lists = Vec::new();
+        for key in VALID_ATTACHMENTS {
+            match self.document.get(key) {
+                // Go writes a list that was never made as `null`.
+                None | Some(Value::Null) => {}
+                Some(list) => lists.push(valid_list(key, list)?),
+            }
+        }
+        if lists.is_empty() {
+            let reason = "is missing, which is not an empty list: nothing is released";
+            return Err(Error::config(VALID_ATTACHMENTS[0], reason));
+        }
+        Ok(lists.concat())
+    }
+
     /// What the result shall say of name resolution.
     pub fn dns(&self) -> Result<Option<&Map<String, Value>>, Error> {
         object(&self.document, "dns")
@@ -101,6 +122,18 @@ impl Config {
             }
         }
         Ok(())
+    }
+}
+
+fn valid_list(key: &'static str, list: &Value) -> Result<Vec<ValidAttachment>, Error> {
+    let valid = Vec::<ValidAttachment>::deserialize(list);
+    let valid = valid.map_err(|error| Error::config(key, format!("{error}: nothing is released")))?;
+    // Half a name would match nothing and have its attachment released.
+    match valid.iter().find(|one| one.container.is_empty() || one.interface.is_empty()) {
+        Some(_) => {
+            Err(Error::config(key, "an attachment without containerID or ifname: nothing is released"))
+        }
+        None => Ok(valid),
     }
 }
 
@@ -244,6 +277,36 @@ mod tests {
         }
         assert!(read(json!({"prevResult": {"ips": []}})).unwrap().previous().unwrap().is_some());
         assert_refused(read(json!({"prevResult": "x"})).unwrap().previous(), 7, &["prevResult"]);
+    }
+
+    #[test]
+    fn a_list_of_valid_attachments_is_known_by_both_its_names_and_never_made_up() {
+        let one = |container: &str| json!({"containerID": container, "ifname": "eth0", "colour": "blue"});
+        let names = |changes: Value| {
+            let valid = read(changes).unwrap().valid_attachments().unwrap();
+            valid.into_iter().map(|one| format!("{}/{}", one.container, one.interface)).collect::<Vec<_>>()
+        };
+        let [new, old] = VALID_ATTACHMENTS;
+        assert_eq!(names(json!({new: [one("a"), one("b")]})), ["a/eth0", "b/eth0"]);
+        assert_eq!(names(json!({old: [one("a")]})), ["a/eth0"]);
+        assert_eq!(names(json!({new: null, old: [one("a")]})), ["a/eth0"]);
+        assert_eq!(names(json!({new: [one("a")], old: [one("b")]})), ["a/eth0", "b/eth0"]);
+        assert_eq!(names(json!({new: []})), Vec::<String>::new());
+        for absent in [json!({}), json!({new: null}), json!({old: null}), json!({"valid-attachments": []})] {
+            assert_refused(read(absent).unwrap().valid_attachments(), 7, &[new, "nothing is released"]);
+        }
+        for bad in [
+            json!({}),
+            json!("a"),
+            json!([{"containerID": "a"}]),
+            json!([{"ifname": "eth0"}]),
+            json!([{"containerID": "", "ifname": "eth0"}]),
+            json!([{"containerID": "a", "ifname": 1}]),
+            json!(["a"]),
+        ] {
+            assert_refused(read(json!({new: bad})).unwrap().valid_attachments(), 7, &[new]);
+            assert_refused(read(json!({new: [], old: bad})).unwrap().valid_attachments(), 7, &[old]);
+        }
     }
 
     #[test]

@@ -10,11 +10,6 @@ use crate::namespace::NamespaceError;
 use crate::parameters::Command;
 use crate::version::SpecVersion;
 
-/// The specification's code for a plugin that cannot serve ADD (CNI 1.1.0 §2, "STATUS").
-const NOT_AVAILABLE: u32 = 50;
-/// Ours: a verb of the specification that is not there yet.
-const NOT_YET: u32 = 103;
-
 /// A call that failed.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -62,9 +57,6 @@ pub enum Error {
         /// What it is.
         value: Value,
     },
-    /// A verb to come.
-    #[error("{0} is not supported yet by this version of causeway-cni")]
-    NotYet(Command),
     /// The agent gave no answer, or none that we can read.
     #[error("the agent at {} {source}", .socket.display())]
     Unanswered {
@@ -126,9 +118,8 @@ impl Error {
             Self::Incompatible(_) | Self::TooOld { .. } => Failure::INCOMPATIBLE_VERSION,
             Self::Config { .. } => Failure::INVALID_CONFIG,
             Self::Unsupported { .. } => Failure::UNSUPPORTED_FIELD,
-            Self::NotYet(_) => NOT_YET,
             Self::Unanswered { source, .. } => source.code(),
-            Self::NotServing { .. } => NOT_AVAILABLE,
+            Self::NotServing { .. } => Failure::NOT_AVAILABLE,
             Self::Agent(failure) | Self::Ipam { failure, .. } => failure.code,
             Self::Both(..) => unreachable!("told above"),
         };

@@ -13,6 +13,7 @@ mod ipam;
 mod namespace;
 mod outcome;
 mod parameters;
+mod previous;
 mod tombstone;
 mod version;
 
@@ -22,7 +23,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use causeway_model::plugin::{Attachment, IpamRequest, Reply, Request, VERSION, Verb};
+use causeway_model::plugin::{Attachment, Failure, IpamRequest, Reply, Request, VERSION, Verb};
 use serde_json::{Map, Value, json};
 
 use agent::Unanswered;
@@ -49,6 +50,12 @@ pub struct Limits {
     pub del: Duration,
     /// For a plugin that gives the addresses.
     pub ipam: Duration,
+    /// For the agent's answer to CHECK.
+    pub check: Duration,
+    /// For the agent's answer to GC.
+    pub gc: Duration,
+    /// For the agent's answer to STATUS, which a runtime asks for every few seconds.
+    pub status: Duration,
 }
 
 impl Default for Limits {
@@ -60,6 +67,9 @@ impl Default for Limits {
             add: Duration::from_secs(60),
             del: Duration::from_secs(10),
             ipam: Duration::from_secs(30),
+            check: Duration::from_secs(20),
+            gc: Duration::from_secs(60),
+            status: Duration::from_secs(5),
         }
     }
 }
@@ -134,11 +144,8 @@ fn perform(
     match parameters.command {
         Command::Add => add(parameters, &config, limits).map(Some),
         Command::Del => del(parameters, &config, limits).map(|()| None),
-        Command::Check => {
-            config.previous()?.ok_or(Error::config("prevResult", "CHECK cannot do without it"))?;
-            Err(Error::NotYet(Command::Check))
-        }
-        Command::Gc => Err(Error::NotYet(Command::Gc)),
+        Command::Check => check(parameters, &config, limits).map(|()| None),
+        Command::Gc => gc(parameters, &config, limits).map(|()| None),
         Command::Status => status(parameters, &config, limits).map(|()| None),
         Command::Version => unreachable!("answered before stdin was read"),
     }
@@ -151,8 +158,7 @@ fn add(parameters: &Parameters, config: &Config, limits: &Limits) -> Result<Valu
     let mut outcome =
         Outcome::from_previous(config.version, config.previous()?.cloned().unwrap_or_default())?;
     outcome.resolve_by(config.dns()?);
-    let namespace = namespace::open(&parameters.netns)
-        .map_err(|source| Error::Namespace { path: parameters.netns.clone(), source })?;
+    let namespace = open_namespace(parameters)?;
     let Some(delegate) = delegate(parameters, config, limits)? else {
         let attachment =
             attach(&Request { ipam, ..request(Verb::Add, parameters, config) }, config, &namespace, limits)?;
@@ -172,6 +178,12 @@ fn add(parameters: &Parameters, config: &Config, limits: &Limits) -> Result<Valu
     })?;
     outcome.attach(&attachment, &parameters.interface, &parameters.netns);
     Ok(outcome.into_document())
+}
+
+/// The namespace that the runtime names, which must be a pod's.
+fn open_namespace(parameters: &Parameters) -> Result<Namespace, Error> {
+    namespace::open(&parameters.netns)
+        .map_err(|source| Error::Namespace { path: parameters.netns.clone(), source })
 }
 
 /// The plugin that gives this network's addresses, where the agent does not.
@@ -207,9 +219,14 @@ fn del(parameters: &Parameters, config: &Config, limits: &Limits) -> Result<(), 
     let released = kind.ok().flatten().map_or(Ok(()), |kind| {
         Delegate::find(kind, parameters, &config.document, limits.ipam)?.forward(Command::Del)
     });
-    match (detached, released) {
+    both(detached, released)
+}
+
+/// Success, or everything that failed.
+fn both(first: Result<(), Error>, second: Result<(), Error>) -> Result<(), Error> {
+    match (first, second) {
         (Err(error), Err(more)) => Err(Error::Both(Box::new(error), Box::new(more))),
-        (detached, released) => detached.and(released),
+        (first, second) => first.and(second),
     }
 }
 
@@ -244,15 +261,55 @@ fn bury(request: &Request, config: &Config, unanswered: &Unanswered) -> Result<(
     Ok(())
 }
 
-/// CNI 1.1.0 §2, "STATUS": an ADD can be served when its configuration is one we take and the agent listens.
+/// CNI 1.1.0 §2, "CHECK": what the result said, for the agent to hold against what is there. The plugin that gave the
+/// addresses is asked, too.
+fn check(parameters: &Parameters, config: &Config, limits: &Limits) -> Result<(), Error> {
+    let previous = config.previous()?.ok_or(Error::config("prevResult", "CHECK cannot do without it"))?;
+    let remembered = previous::of_interface(previous, &parameters.interface)?;
+    let namespace = open_namespace(parameters)?;
+    let delegate = delegate(parameters, config, limits)?;
+    let request = Request { remembered: Some(remembered), ..request(Verb::Check, parameters, config) };
+    let checked =
+        done(agent::ask(&config.socket, &request, Some(&namespace), limits.connect, limits.check), config);
+    both(checked, delegate.map_or(Ok(()), |delegate| delegate.forward(Command::Check)))
+}
+
+/// CNI 1.1.0 §2, "GC". Passed on to the plugin that gave the addresses, whatever came of ours.
+fn gc(parameters: &Parameters, config: &Config, limits: &Limits) -> Result<(), Error> {
+    let valid = Some(config.valid_attachments()?);
+    let delegate = delegate(parameters, config, limits)?;
+    let request = Request { valid, ..request(Verb::Gc, parameters, config) };
+    let collected = done(agent::ask(&config.socket, &request, None, limits.connect, limits.gc), config);
+    both(collected, delegate.map_or(Ok(()), |delegate| delegate.forward(Command::Gc)))
+}
+
+/// CNI 1.1.0 §2, "STATUS": an ADD can be served when its configuration is one we take and the agent says so.
 fn status(parameters: &Parameters, config: &Config, limits: &Limits) -> Result<(), Error> {
     config.refuse_unsupported()?;
-    ipam::request(&config.document, &parameters.args)?;
+    let mut ipam = ipam::request(&config.document, &parameters.args)?;
     if let Some(delegate) = delegate(parameters, config, limits)? {
         delegate.forward(Command::Status)?;
+        ipam.delegate = Some(delegate.kind);
     }
-    agent::reach(&config.socket, limits.connect)
-        .map_err(|source| Error::NotServing { socket: config.socket.clone(), source })
+    let request = Request { ipam, ..request(Verb::Status, parameters, config) };
+    match done(agent::ask(&config.socket, &request, None, limits.connect, limits.status), config) {
+        // Whatever keeps the agent from answering keeps it from serving an ADD.
+        Err(Error::Unanswered { socket, source }) => Err(Error::NotServing { socket, source }),
+        Err(Error::Agent(failure)) if failure.code == Failure::TRY_AGAIN => {
+            Err(Error::Agent(Failure { code: Failure::NOT_AVAILABLE, ..failure }))
+        }
+        done => done,
+    }
+}
+
+/// The agent's answer to a question that has no other answer than that it is done.
+fn done(reply: Result<Reply, Unanswered>, config: &Config) -> Result<(), Error> {
+    let unanswered = |source| Error::Unanswered { socket: config.socket.clone(), source };
+    match reply.map_err(unanswered)? {
+        Reply::Done => Ok(()),
+        Reply::Failed(failure) => Err(Error::Agent(failure)),
+        Reply::Attached(_) => Err(unanswered(Unanswered::Beside)),
+    }
 }
 
 fn request(verb: Verb, parameters: &Parameters, config: &Config) -> Request {
@@ -265,6 +322,8 @@ fn request(verb: Verb, parameters: &Parameters, config: &Config) -> Request {
         args: parameters.args.clone(),
         config: config.document.clone(),
         ipam: IpamRequest::default(),
+        remembered: None,
+        valid: None,
     }
 }
 

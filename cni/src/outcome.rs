@@ -3,6 +3,7 @@ use causeway_model::plugin::Attachment;
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
+use crate::previous;
 use crate::version::SpecVersion;
 
 /// The result of an ADD in the shape of one version (CNI 1.1.0 §5, "ADD Success"; SPEC.md of 0.3.1 and 0.4.0,
@@ -15,21 +16,8 @@ pub struct Outcome {
 impl Outcome {
     /// Begins with everything that the plugins before us reported.
     pub fn from_previous(version: SpecVersion, previous: Map<String, Value>) -> Result<Self, Error> {
-        let mut document = previous;
-        document.insert("cniVersion".to_owned(), version.as_str().into());
-        for key in ["interfaces", "ips", "routes"] {
-            match document.get(key) {
-                None | Some(Value::Array(_)) => {}
-                Some(Value::Null) => drop(document.remove(key)),
-                Some(other) => {
-                    return Err(Error::config("prevResult", format!("{key}: {other} is not a list")));
-                }
-            }
-        }
-        match document.get("dns") {
-            None | Some(Value::Null | Value::Object(_)) => Ok(Self { version, document }),
-            Some(dns) => Err(Error::config("prevResult", format!("dns: {dns} is not an object"))),
-        }
+        let document = previous::in_shape_of(version, previous)?;
+        Ok(Self { version, document })
     }
 
     /// Adds what the agent made.

@@ -105,6 +105,7 @@ impl Control {
             workers: self.workers,
             epoch: self.epoch,
             ports: self.ports.keys().cloned().collect(),
+            places: Some(SLOTS.into()),
             unable: self.means.as_ref().err().cloned(),
             limits: crowded(self.workers).into_iter().collect(),
         }

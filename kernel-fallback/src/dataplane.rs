@@ -294,6 +294,10 @@ impl Dataplane for KernelDataplane {
         Ok(remove_link(&mut self.netlink, endpoint.link_name().as_str())?)
     }
 
+    fn check(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<Vec<String>, DataplaneError> {
+        Ok(self.examine(endpoint, netns)?)
+    }
+
     fn mend(&mut self) -> Result<Vec<String>, DataplaneError> {
         Ok(self.reconcile()?)
     }

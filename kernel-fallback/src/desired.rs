@@ -172,6 +172,18 @@ impl Desired {
         objects
     }
 
+    /// What one endpoint alone asks for.
+    pub(crate) fn wishes_of(&self, endpoint: &Endpoint) -> (Vec<Object>, Vec<Element>) {
+        let context = Context { settings: &self.snapshot.settings, facts: &self.facts };
+        let wishes = context.of_endpoint(endpoint);
+        (wishes.objects, wishes.elements)
+    }
+
+    /// The objects of the node itself, without which no endpoint reaches anything.
+    pub(crate) fn objects_of_node(&self) -> Vec<Object> {
+        Context { settings: &self.snapshot.settings, facts: &self.facts }.of_node().objects
+    }
+
     /// The endpoints that have a veth of ours.
     pub(crate) fn veths(&self) -> impl Iterator<Item = &Endpoint> {
         self.snapshot.endpoints.values().filter(|endpoint| has_veth(endpoint))
@@ -245,7 +257,7 @@ fn difference<T: Ord + Clone>(touched: BTreeMap<T, bool>, now: &Wanted<T>) -> Di
     difference
 }
 
-fn has_veth(endpoint: &Endpoint) -> bool {
+pub(crate) fn has_veth(endpoint: &Endpoint) -> bool {
     endpoint.path == Path::Kernel && endpoint.port == PortKind::Veth
 }
 

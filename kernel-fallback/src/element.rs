@@ -60,16 +60,59 @@ impl Element {
     }
 }
 
+impl Element {
+    /// The element as the kernel has it: its key and, in a set of intervals, the key of its end. Parts of a concatenation
+    /// are padded to four bytes each.
+    pub(crate) fn key(&self) -> (Vec<u8>, Option<Vec<u8>>) {
+        let key = match self {
+            Self::PodLink(link) => link_bytes(link).to_vec(),
+            Self::PodMac(link, mac) => [&link_bytes(link)[..], &mac.0, &[0; 2]].concat(),
+            Self::PodAddress(link, address) => [&link_bytes(link)[..], &address_bytes(*address)].concat(),
+            Self::Endpoint(address) | Self::NodeAddress(address) | Self::Sender(address) => {
+                address_bytes(*address)
+            }
+            Self::OtherTunnel(vni) => vni.to_be_bytes()[1..].to_vec(),
+            Self::Inner(sender, prefix) => {
+                let end = |address| [address_bytes(*sender), address_bytes(address)].concat();
+                let (first, last) = ends(*prefix);
+                return (end(first), Some(end(last)));
+            }
+        };
+        (key, None)
+    }
+}
+
+/// IFNAMSIZ bytes, the last ones zero.
+fn link_bytes(link: &LinkName) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (byte, letter) in bytes.iter_mut().zip(link.as_str().bytes()) {
+        *byte = letter;
+    }
+    bytes
+}
+
+fn address_bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// The first and the last address of a prefix.
+fn ends(prefix: IpNetwork) -> (IpAddr, IpAddr) {
+    match prefix {
+        IpNetwork::V4(v4) => (IpAddr::V4(v4.network()), IpAddr::V4(v4.broadcast())),
+        IpNetwork::V6(v6) => (IpAddr::V6(v6.network()), IpAddr::V6(v6.broadcast())),
+    }
+}
+
 /// A prefix as the range of its addresses, read as numbers: the form that nft has for raw bytes of a packet.
 fn range(prefix: IpNetwork) -> String {
     let number = |address: IpAddr| match address {
         IpAddr::V4(v4) => format!("{:#x}", u32::from(v4)),
         IpAddr::V6(v6) => format!("{:#x}", u128::from(v6)),
     };
-    let (first, last) = match prefix {
-        IpNetwork::V4(v4) => (IpAddr::V4(v4.network()), IpAddr::V4(v4.broadcast())),
-        IpNetwork::V6(v6) => (IpAddr::V6(v6.network()), IpAddr::V6(v6.broadcast())),
-    };
+    let (first, last) = ends(prefix);
     if first == last { number(first) } else { format!("{}-{}", number(first), number(last)) }
 }
 

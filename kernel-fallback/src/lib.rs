@@ -5,6 +5,7 @@
 //! Everything here blocks; nothing here is asynchronous.
 
 mod capture;
+mod check;
 mod dataplane;
 mod desired;
 mod element;

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use netlink_packet_core::NLMSG_ERROR;
 use netlink_packet_core::{
     ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer,
     NetlinkDeserializable, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
@@ -9,11 +10,14 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::error::{KernelError, Refusal};
 
 /// The longest datagram the kernel sends in a dump.
 const DATAGRAM: usize = 64 << 10;
+/// `struct nlmsghdr`.
+const NETLINK_HEADER: usize = 16;
 /// NLMSGERR_ATTR_MSG: the kernel's own words about a refusal.
 const ERROR_TEXT: u16 = 1;
 /// A dump that other changes cut through is taken again, so often.
@@ -87,6 +91,17 @@ impl Netlink {
     where
         T: NetlinkSerializable + NetlinkDeserializable,
     {
+        let bytes = self.numbered(message, flags);
+        self.socket.send(&bytes, 0)?;
+        let mut answer = Answer { records: Vec::new(), interrupted: false };
+        // A question that is neither a dump nor to be acknowledged has one record for an answer.
+        let single = flags & (NLM_F_ACK | NLM_F_DUMP) == 0;
+        while !self.receive(&mut answer)? && (!single || answer.records.is_empty()) {}
+        Ok(answer)
+    }
+
+    /// The next message as it goes over the wire.
+    fn numbered<T: NetlinkSerializable>(&mut self, message: T, flags: u16) -> Vec<u8> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut message = NetlinkMessage::new(Default::default(), NetlinkPayload::InnerMessage(message));
         message.header.flags = flags;
@@ -94,12 +109,44 @@ impl Netlink {
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        let mut answer = Answer { records: Vec::new(), interrupted: false };
-        // A question that is neither a dump nor to be acknowledged has one record for an answer.
-        let single = flags & (NLM_F_ACK | NLM_F_DUMP) == 0;
-        while !self.receive(&mut answer)? && (!single || answer.records.is_empty()) {}
-        Ok(answer)
+        bytes
+    }
+
+    /// Sends messages that belong together in one datagram, and waits for the answer to each that asks for one.
+    pub(crate) fn transact<T>(&mut self, messages: Vec<(T, u16)>) -> Result<(), Failure>
+    where
+        T: NetlinkSerializable + NetlinkDeserializable,
+    {
+        let first = self.sequence.wrapping_add(1);
+        let (mut datagram, mut awaited) = (Vec::new(), Vec::new());
+        for (message, flags) in messages {
+            datagram.extend(self.numbered(message, NLM_F_REQUEST | flags));
+            // A message of any length keeps the next one aligned.
+            datagram.resize(datagram.len().next_multiple_of(4), 0);
+            if flags & NLM_F_ACK != 0 {
+                awaited.push(self.sequence);
+            }
+        }
+        if datagram.len() > DATAGRAM {
+            // Only as much as the longest one needs; the kernel doubles it for its own book-keeping.
+            setsockopt(&self.socket, sockopt::SndBufForce, &datagram.len()).map_err(io::Error::from)?;
+        }
+        self.socket.send(&datagram, 0)?;
+        let last = self.sequence;
+        while !awaited.is_empty() {
+            self.buffer.clear();
+            self.socket.recv(&mut self.buffer, 0)?;
+            for (sequence, code) in errors(&self.buffer) {
+                // What is refused as a whole is refused under the number of its beginning.
+                let ours = sequence.wrapping_sub(first) <= last.wrapping_sub(first);
+                match code {
+                    0 => awaited.retain(|number| *number != sequence),
+                    errno if ours => return Err(Failure::Refused(Refusal { errno, reason: None })),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes in one datagram; true when the answer is complete.
@@ -133,6 +180,22 @@ impl Netlink {
         }
         Ok(false)
     }
+}
+
+/// The sequence numbers of the answers in a datagram, and what is wrong; zero is nothing.
+fn errors(datagram: &[u8]) -> Vec<(u32, i32)> {
+    let (mut errors, mut rest) = (Vec::new(), datagram);
+    while let Ok(head) = NetlinkBuffer::new_checked(rest) {
+        let length = head.length() as usize;
+        if head.message_type() == NLMSG_ERROR
+            && let Some(code) = rest.get(NETLINK_HEADER..NETLINK_HEADER + 4)
+        {
+            let code = i32::from_ne_bytes([code[0], code[1], code[2], code[3]]);
+            errors.push((head.sequence_number(), -code));
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    errors
 }
 
 /// What came back.

@@ -1,25 +1,45 @@
 //! What nftables is asked over netlink rather than by nft, because it is asked often.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use causeway_model::{Count, DropReason};
 use netlink_packet_core::{
-    DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable,
-    NlaBuffer, NlasIterator,
+    DecodeError, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkSerializable, NlaBuffer, NlasIterator,
 };
+use nix::errno::Errno;
 
+use crate::element::Element;
 use crate::error::KernelError;
 use crate::netlink::{Failure, Netlink};
 use crate::ruleset::TABLE;
 
 /// NFNL_SUBSYS_NFTABLES, the upper half of a message's kind; the lower is the message of nftables.
 const NFTABLES: u16 = 10 << 8;
+const NEW_ELEMENTS: u16 = NFTABLES | 12;
+const GET_ELEMENTS: u16 = NFTABLES | 13;
+const DELETE_ELEMENTS: u16 = NFTABLES | 14;
 const GET_GENERATION: u16 = NFTABLES | 16;
 const GET_OBJECT: u16 = NFTABLES | 19;
 /// `struct nfgenmsg`: family, version, resource.
 const HEADER: usize = 4;
 const FAMILY_INET: u8 = 1;
 const GENERATION_ID: u16 = 1;
+/// NFNL_MSG_BATCH_BEGIN and …_END: what stands between them is one transaction.
+const BEGIN: u16 = 0x10;
+const END: u16 = 0x11;
+/// NLA_F_NESTED.
+const NESTED: u16 = 0x8000;
+const ELEMENTS_TABLE: u16 = 1;
+const ELEMENTS_SET: u16 = 2;
+const ELEMENTS: u16 = 3 | NESTED;
+const ELEMENT: u16 = 1 | NESTED;
+const ELEMENT_KEY: u16 = 1 | NESTED;
+const ELEMENT_KEY_END: u16 = 10 | NESTED;
+const DATA_VALUE: u16 = 1;
+/// Elements in one message: what is nested has 16 bits for its length.
+const PIECE: usize = 400;
 const OBJECT_TABLE: u16 = 1;
 const OBJECT_NAME: u16 = 2;
 const OBJECT_TYPE: u16 = 3;
@@ -62,13 +82,23 @@ impl Record {
     fn question(kind: u16, attributes: &[(u16, &[u8])]) -> Self {
         let mut body = vec![FAMILY_INET, 0, 0, 0];
         for (kind, value) in attributes {
-            let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-            body.extend(length.to_ne_bytes());
-            body.extend(kind.to_ne_bytes());
-            body.extend(*value);
-            body.resize(body.len().next_multiple_of(4), 0);
+            body.extend(attribute(*kind, value));
         }
         Self { kind, body }
+    }
+
+    /// The beginning or the end of a transaction; it names the subsystem where others have their resource.
+    fn mark(kind: u16) -> Self {
+        Self { kind, body: vec![0, 0, 0, (NFTABLES >> 8) as u8] }
+    }
+
+    /// Elements of one set of our table.
+    fn elements(kind: u16, set: &str, elements: &[&Element]) -> Self {
+        let (table, set) = (format!("{TABLE}\0"), format!("{set}\0"));
+        let list: Vec<u8> = elements.iter().flat_map(|element| nested(element)).collect();
+        let attributes =
+            [(ELEMENTS_TABLE, table.as_bytes()), (ELEMENTS_SET, set.as_bytes()), (ELEMENTS, &list)];
+        Self::question(kind, &attributes)
     }
 
     fn attributes(&self) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
@@ -76,16 +106,38 @@ impl Record {
     }
 }
 
+/// One attribute, padded.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+fn nested(element: &Element) -> Vec<u8> {
+    let (key, end) = element.key();
+    let mut parts = attribute(ELEMENT_KEY, &attribute(DATA_VALUE, &key));
+    if let Some(end) = end {
+        parts.extend(attribute(ELEMENT_KEY_END, &attribute(DATA_VALUE, &end)));
+    }
+    attribute(ELEMENT, &parts)
+}
+
 fn attributes(bytes: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
     NlasIterator::new(bytes).map_while(Result::ok)
 }
 
 fn ask(netlink: &mut Netlink, question: Record, flags: u16, doing: &str) -> Result<Vec<Record>, KernelError> {
-    let answer = netlink.exchange(question, NLM_F_REQUEST | flags).map_err(|failure| match failure {
+    let answer = netlink.exchange(question, NLM_F_REQUEST | flags);
+    Ok(answer.map_err(|failure| failed(failure, doing))?.records)
+}
+
+fn failed(failure: Failure, doing: &str) -> KernelError {
+    match failure {
         Failure::Refused(source) => KernelError::Netlink { doing: doing.into(), source },
         Failure::Io(source) => KernelError::Io { doing: doing.into(), source },
-    })?;
-    Ok(answer.records)
+    }
 }
 
 /// The number of the last transaction of this namespace's nftables, whoever made it.
@@ -97,6 +149,36 @@ pub(crate) fn generation(netlink: &mut Netlink) -> Result<u32, KernelError> {
         doing: doing.into(),
         source: io::Error::from(io::ErrorKind::InvalidData),
     })
+}
+
+/// Takes elements of our table's sets away and brings others, in one transaction: all or nothing.
+pub(crate) fn change_elements(
+    netlink: &mut Netlink,
+    gone: &[Element],
+    new: &[Element],
+) -> Result<(), KernelError> {
+    let mut messages = vec![(Record::mark(BEGIN), 0)];
+    let asked = NLM_F_ACK | NLM_F_CREATE;
+    for (kind, flags, elements) in [(DELETE_ELEMENTS, NLM_F_ACK, gone), (NEW_ELEMENTS, asked, new)] {
+        let mut sets: BTreeMap<&str, Vec<&Element>> = BTreeMap::new();
+        elements.iter().for_each(|element| sets.entry(element.set()).or_default().push(element));
+        for (set, elements) in sets {
+            let pieces = elements.chunks(PIECE);
+            messages.extend(pieces.map(|piece| (Record::elements(kind, set, piece), flags)));
+        }
+    }
+    messages.push((Record::mark(END), 0));
+    netlink.transact(messages).map_err(|failure| failed(failure, "changing elements of nft sets"))
+}
+
+/// Whether an element is in its set.
+pub(crate) fn has_element(netlink: &mut Netlink, element: &Element) -> Result<bool, KernelError> {
+    let question = Record::elements(GET_ELEMENTS, element.set(), &[element]);
+    match netlink.exchange(question, NLM_F_REQUEST) {
+        Ok(answer) => Ok(!answer.records.is_empty()),
+        Err(Failure::Refused(refusal)) if refusal.errno == Errno::ENOENT as i32 => Ok(false),
+        Err(failure) => Err(failed(failure, "looking for an element of an nft set")),
+    }
 }
 
 /// The counters of our table that are named by a reason; none when there is no table.

@@ -14,7 +14,7 @@ use crate::desired::{Difference, Wanted};
 use crate::element::{BySet, Element, by_set};
 use crate::error::KernelError;
 use crate::netlink::Netlink;
-use crate::nfnetlink::{counters, generation};
+use crate::nfnetlink::{change_elements, counters, generation, has_element};
 use crate::ruleset::{Ruleset, TABLE, delta};
 
 /// What was loaded, for the next process: the text that we wrote, and how nft lists it.
@@ -92,12 +92,12 @@ impl Nft {
 
     /// Changes elements in one transaction.
     pub(crate) fn change(&mut self, difference: &Difference<Element>) -> Result<(), KernelError> {
-        let text = delta(&by_set(&difference.gone), &by_set(&difference.new));
-        if text.is_empty() {
+        if difference.gone.is_empty() && difference.new.is_empty() {
             return Ok(());
         }
         let before = generation(&mut self.netlink)?;
-        run(&text, "changing elements")?;
+        // By netlink, not by nft: starting it would take longer than all the rest of an attachment.
+        change_elements(&mut self.netlink, &difference.gone, &difference.new)?;
         let after = generation(&mut self.netlink)?;
         if let Some(loaded) = &mut self.loaded {
             // Sure only if nobody had touched it before and ours is the only transaction since.
@@ -109,6 +109,35 @@ impl Nft {
             loaded.elements.extend(difference.new.iter().cloned());
         }
         Ok(())
+    }
+
+    /// What is missing of what guards: chains that are not ours, elements that are not there. The kernel is asked for each.
+    pub(crate) fn check(
+        &mut self,
+        ruleset: &Ruleset,
+        elements: &[Element],
+    ) -> Result<Vec<String>, KernelError> {
+        let mut wrong = Vec::new();
+        let generation = generation(&mut self.netlink)?;
+        let loaded = self.loaded.as_ref().filter(|loaded| loaded.ruleset == *ruleset);
+        match loaded {
+            None => wrong.push(format!("nft table inet {TABLE} is not the one that shall be")),
+            // Nobody made any transaction since the last look at the whole table.
+            Some(loaded) if loaded.generation == Some(generation) => {}
+            Some(loaded) => match listing()? {
+                None => wrong.push(format!("nft table inet {TABLE} is missing")),
+                Some(listing) if chains(&listing) != loaded.chains => {
+                    wrong.push(format!("the chains of nft table inet {TABLE} are not ours"));
+                }
+                Some(_) => {}
+            },
+        }
+        for element in elements {
+            if !has_element(&mut self.netlink, element)? {
+                wrong.push(format!("nft set {} lacks {}", element.set(), element.text()));
+            }
+        }
+        Ok(wrong)
     }
 
     /// What was dropped, by reason, since the table was first loaded.

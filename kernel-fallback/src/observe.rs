@@ -30,6 +30,10 @@ pub(crate) struct Link {
     pub(crate) mac: Option<MacAddr>,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
+    /// Somebody is at its other end.
+    pub(crate) carrier: bool,
+    /// The index of its other end, in the namespace where that is.
+    pub(crate) peer: Option<u32>,
     pub(crate) stats: Stats64,
     kind: Option<InfoKind>,
     vxlan: Vec<InfoVxlan>,
@@ -43,6 +47,8 @@ impl Link {
             mac: None,
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            carrier: message.header.flags.contains(LinkFlags::LowerUp),
+            peer: None,
             stats: Stats64::default(),
             kind: None,
             vxlan: Vec::new(),
@@ -52,6 +58,7 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Address(mac) => link.mac = mac.try_into().ok().map(MacAddr),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Link(index) => link.peer = Some(index),
                 LinkAttribute::Stats64(stats) => link.stats = stats,
                 LinkAttribute::LinkInfo(infos) => link.learn(infos),
                 _ => {}

@@ -13,7 +13,7 @@ use crate::install::{family, install};
 use crate::namespace::within;
 use crate::netlink::Netlink;
 use crate::objects::{LinkState, MAIN_TABLE, Object, Route, Sysctl, Way};
-use crate::{observe, sysctl};
+use crate::{check, observe};
 
 /// Gives a pod's interface everything it needs to talk, and brings it up. What is right already is left alone, so that a
 /// pod can be configured again at any time. A default route through another interface of the pod is kept.
@@ -27,8 +27,9 @@ pub fn configure(netns: BorrowedFd<'_>, interface: &str, endpoint: &Endpoint) ->
     })?
 }
 
-/// In what a pod's interface differs from what [`configure`] makes of it, in words; empty when in nothing.
-pub fn verify(
+/// In what a pod's interface differs from what [`configure`] makes of it, in words; empty when in nothing. Whatever else a
+/// later plugin made in the pod is none of this.
+pub fn check(
     netns: BorrowedFd<'_>,
     interface: &str,
     endpoint: &Endpoint,
@@ -36,21 +37,28 @@ pub fn verify(
     within(netns, || {
         let mut netlink = Netlink::route()?;
         let links = observe::links(&mut netlink)?;
-        if !links.contains_key(interface) {
-            return Ok(vec![format!("no interface {interface}")]);
-        }
+        let Some(link) = links.get(interface) else {
+            return Ok(vec![format!("in the pod there is no link {interface}")]);
+        };
         let found = observe::objects(&mut netlink, &links, |name| name == interface)?;
-        let mut missing = Vec::new();
-        for object in objects(&mut netlink, interface, endpoint)? {
-            let right = match &object {
-                Object::Sysctl(setting) => sysctl::read(&setting.path)?.as_deref() == Some(setting.value),
-                other => found.contains(other),
-            };
-            if !right {
-                missing.push(format!("lacks {object}"));
-            }
+        let mut wrong = Vec::new();
+        let objects = objects(&mut netlink, interface, endpoint)?;
+        // Settings are the pod's own to change, as long as it keeps what they were for.
+        for object in objects.into_iter().filter(|object| !matches!(object, Object::Sysctl(_))) {
+            wrong.extend(check::complaint(&object, &found, &links)?);
         }
-        Ok(missing)
+        if link.up && !link.carrier {
+            wrong.push(format!("link {interface} has no carrier: nothing is at its other end"));
+        }
+        Ok(wrong.into_iter().map(|what| format!("in the pod {what}")).collect())
+    })?
+}
+
+/// The index of a link inside a pod and that of its other end.
+pub(crate) fn ends(netns: BorrowedFd<'_>, interface: &str) -> Result<Option<(u32, u32)>, KernelError> {
+    within(netns, || {
+        let links = observe::links(&mut Netlink::route()?)?;
+        Ok(links.get(interface).and_then(|link| Some((link.index, link.peer?))))
     })?
 }
 

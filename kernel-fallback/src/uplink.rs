@@ -19,7 +19,7 @@ pub struct Uplink {
     pub mtu: u32,
     /// Its addresses with the lengths of their subnets.
     pub addresses: Vec<IpNetwork>,
-    /// It is up.
+    /// It is up, and something is at its other end.
     pub up: bool,
 }
 
@@ -52,7 +52,7 @@ pub fn all() -> Result<Vec<Uplink>, KernelError> {
         addresses: addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, a)| *a).collect(),
         name: link.name,
         mtu: link.mtu,
-        up: link.up,
+        up: link.up && link.carrier,
     };
     Ok(links.into_values().map(uplink).collect())
 }

@@ -96,6 +96,10 @@ pub trait Dataplane: Send {
     /// Unplugs an endpoint, whether or not its namespace still exists. Unplugging what is not there succeeds.
     fn detach(&mut self, endpoint: &EndpointKey) -> Result<(), DataplaneError>;
 
+    /// Looks whether an endpoint is as it was made: what is really there and really guards it, never what is remembered of
+    /// it. Returns what is wrong, in words; nothing when nothing is. Mends nothing.
+    fn check(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<Vec<String>, DataplaneError>;
+
     /// Compares what is really there with the desired state and mends it; returns what was mended, in words.
     fn mend(&mut self) -> Result<Vec<String>, DataplaneError>;
 

@@ -54,6 +54,9 @@ pub struct Hello {
     pub epoch: u64,
     /// The ports it holds descriptors of.
     pub ports: Vec<PortName>,
+    /// How many endpoints it can carry; an older one does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub places: Option<usize>,
     /// Why it cannot carry packets at all: it stays connected to say so instead of dying in a loop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unable: Option<String>,

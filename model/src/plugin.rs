@@ -27,6 +27,12 @@ pub enum Verb {
     Add,
     /// Detach.
     Del,
+    /// Look whether an attachment is as it was made.
+    Check,
+    /// Detach whatever a list does not name.
+    Gc,
+    /// Say whether ADD can be served.
+    Status,
 }
 
 /// One CNI call.
@@ -36,7 +42,7 @@ pub struct Request {
     pub version: u32,
     /// What to do.
     pub verb: Verb,
-    /// To what.
+    /// To what; GC and STATUS are about a network, and name neither container nor interface.
     pub key: EndpointKey,
     /// The path of the network namespace as the runtime gave it; empty when it gave none.
     #[serde(default)]
@@ -53,6 +59,12 @@ pub struct Request {
     /// Which addresses it shall have.
     #[serde(default)]
     pub ipam: IpamRequest,
+    /// CHECK: what the runtime remembers of the interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remembered: Option<Remembered>,
+    /// GC: the attachments of the network that stay. None is no list at all, and never an empty one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid: Option<Vec<ValidAttachment>>,
 }
 
 /// Addresses of one family that an attachment may get, as the network configuration or the runtime bounds them.
@@ -88,6 +100,31 @@ pub struct IpamRequest {
     /// The IPAM plugin that gave the addresses above; then the attachment gets these and no others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delegate: Option<String>,
+}
+
+/// What the result of an ADD said of a pod's interface, whatever version it was written in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Its hardware address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// Its MTU, which results tell from 1.1.0 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Its addresses.
+    #[serde(default)]
+    pub addresses: Vec<IpNetwork>,
+}
+
+/// An attachment of a network that is still wanted (CNI 1.1.0 §2, "GC").
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ValidAttachment {
+    /// Its container.
+    #[serde(rename = "containerID")]
+    pub container: String,
+    /// Its interface.
+    #[serde(rename = "ifname")]
+    pub interface: String,
 }
 
 /// Word of a deletion that the agent has not heard of: a file named by the attachment, so that writing it twice is writing it once.
@@ -168,12 +205,18 @@ impl Failure {
     pub const UNSUPPORTED_FIELD: u32 = 2;
     /// The specification's code for an unknown container.
     pub const UNKNOWN_CONTAINER: u32 = 3;
+    /// The specification's code for a plugin that cannot serve ADD (CNI 1.1.0 §2, "STATUS").
+    pub const NOT_AVAILABLE: u32 = 50;
+    /// The specification's code for one that cannot, and whose attachments may suffer, too.
+    pub const LIMITED: u32 = 51;
     /// Ours: the range of addresses is used up.
     pub const RANGE_EXHAUSTED: u32 = 100;
     /// Ours: the attachment exists already.
     pub const EXISTS: u32 = 101;
     /// Ours: the data path could not do it.
     pub const DATAPATH: u32 = 102;
+    /// Ours: the attachment is not as it was made.
+    pub const NOT_AS_MADE: u32 = 103;
 
     /// A failure without details.
     pub fn new(code: u32, msg: impl Into<String>) -> Self {

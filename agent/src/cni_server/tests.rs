@@ -23,6 +23,8 @@ fn request(container: &str) -> Vec<u8> {
         args: Default::default(),
         config: Default::default(),
         ipam: Default::default(),
+        remembered: None,
+        valid: None,
     };
     let mut bytes = Vec::new();
     write_frame(&mut bytes, &request).unwrap();

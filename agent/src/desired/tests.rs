@@ -32,6 +32,7 @@ fn link(name: &str, mtu: u32, addresses: &[&str]) -> Link {
         name: name.to_owned(),
         mtu,
         addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+        up: true,
     }
 }
 

@@ -4,10 +4,10 @@ use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 use causeway_kernel_fallback::HOST_END_MTU;
-use causeway_model::plugin::{self, Attachment, PodAddress, Reply, Request, Verb};
+use causeway_model::plugin::{self, Attachment, IpamRequest, PodAddress, Reply, Request, Verb};
 use causeway_model::{
     Dataplane, Endpoint, EndpointKey, Family, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Identity, IpNetwork,
-    PortKind,
+    PortKind, Settings,
 };
 
 use super::{Core, Engine};
@@ -29,6 +29,9 @@ impl Engine {
             }
             Verb::Add => self.serve_add(request, netns, until).map(Reply::Attached),
             Verb::Del => self.serve_del(&request.key, until).map(|()| Reply::Done),
+            Verb::Check => self.serve_check(request, netns, until).map(|()| Reply::Done),
+            Verb::Gc => self.serve_gc(request, until).map(|()| Reply::Done),
+            Verb::Status => self.serve_status(request, until).map(|()| Reply::Done),
         };
         done.unwrap_or_else(|error| {
             let failure = error.failure();
@@ -84,7 +87,7 @@ impl Engine {
     }
 }
 
-fn in_time(until: Instant) -> Result<(), Error> {
+pub(super) fn in_time(until: Instant) -> Result<(), Error> {
     if Instant::now() < until { Ok(()) } else { Err(Error::Busy) }
 }
 
@@ -119,9 +122,7 @@ impl Core {
             return Err(Error::NotReady(self.missing().into_iter().collect()));
         };
         let pod_mtu = settings.pod_mtu;
-        let pools = Pool::for_request(&settings.node, &request.ipam)?;
-        let wanted = self.wanted(request)?;
-        let grant = self.parts.store.leases().grant(&pools, &wanted)?;
+        let grant = self.grant(settings, &request.ipam, &self.wanted(request)?)?;
         let endpoint = self.endpoint(request, &grant, pod_mtu)?;
         let world = self.world.clone().unwrap_or_default();
         let endpoint = self.roster.admit(endpoint, &world);
@@ -152,6 +153,16 @@ impl Core {
             Ok(()) => error,
             Err(more) => Error::Several(vec![error, more]),
         }
+    }
+
+    /// The addresses that an attachment gets; nothing is taken yet.
+    pub(super) fn grant(
+        &self,
+        settings: &Settings,
+        asked: &IpamRequest,
+        wanted: &Wanted,
+    ) -> Result<Grant, Error> {
+        Ok(self.parts.store.leases().grant(&Pool::for_request(&settings.node, asked)?, wanted)?)
     }
 
     /// What the runtime and the pod's annotations ask for by name, which must not contradict each other.

@@ -18,6 +18,10 @@ pub(crate) struct Log {
     pub snapshot: Option<Snapshot>,
     pub attached: Vec<EndpointKey>,
     pub counters: Counters,
+    /// What is wrong with every endpoint.
+    pub wrong: Vec<String>,
+    /// What keeps it from serving.
+    pub ailments: Vec<Ailment>,
 }
 
 #[derive(Clone, Default)]
@@ -83,6 +87,11 @@ impl Dataplane for Recorder {
         Ok(())
     }
 
+    fn check(&mut self, endpoint: &Endpoint, _: BorrowedFd<'_>) -> Result<Vec<String>, DataplaneError> {
+        self.call("check", &format!(" {} mtu {}", endpoint.key.container, endpoint.mtu))?;
+        Ok(self.log().wrong.clone())
+    }
+
     fn mend(&mut self) -> Result<Vec<String>, DataplaneError> {
         self.call("mend", "").map(|()| vec!["cw-vxlan was gone".to_owned()])
     }
@@ -92,7 +101,11 @@ impl Dataplane for Recorder {
     }
 }
 
-impl Driver for Recorder {}
+impl Driver for Recorder {
+    fn ailments(&mut self, _: causeway_model::Path) -> Vec<Ailment> {
+        self.log().ailments.clone()
+    }
+}
 
 pub(crate) const CLUSTER: &str = "
 apiVersion: causeway.dev/v1alpha1
@@ -143,7 +156,7 @@ impl Bench {
         let directory = self.directory.path();
         let text = format!("node: east\nstate: {}\n", directory.display());
         let address = "192.0.2.11/24".parse().unwrap();
-        let eth0 = Link { name: "eth0".into(), mtu: 1500, addresses: vec![address] };
+        let eth0 = Link { name: "eth0".into(), mtu: 1500, addresses: vec![address], up: true };
         Engine::new(Parts {
             release: "test".into(),
             config: Config::from_yaml("test.yaml", &text).unwrap(),
@@ -187,6 +200,8 @@ pub(crate) fn request(verb: Verb, container: &str) -> Request {
         args: BTreeMap::new(),
         config: serde_json::Map::new(),
         ipam: Default::default(),
+        remembered: None,
+        valid: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The fast path as the agent drives it: it opens the TAPs, holds their descriptors and hands them over, and tells a
 //! fast path that comes, or comes back, everything again.
 
+mod check;
 mod ports;
 mod session;
 #[cfg(test)]
@@ -459,6 +460,10 @@ impl Dataplane for FastDataplane {
             Some(namespace) => delete_pod_tap(&endpoint.interface, &namespace),
             None => Ok(()),
         }
+    }
+
+    fn check(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<Vec<String>, DataplaneError> {
+        self.examine(endpoint, netns)
     }
 
     fn mend(&mut self) -> Result<Vec<String>, DataplaneError> {

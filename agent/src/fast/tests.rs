@@ -106,6 +106,7 @@ fn hello(ports: Vec<PortName>) -> Hello {
         workers: 1,
         epoch: 0,
         ports,
+        places: None,
         unable: None,
         limits: Vec::new(),
     }

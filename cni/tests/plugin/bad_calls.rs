@@ -116,29 +116,3 @@ fn what_we_cannot_do_is_not_passed_over() {
     call.clone().configured("runtimeConfig", mapped).run().error(2, &["runtimeConfig.portMappings", "8080"]);
     call.configured("ipMasq", json!(true)).run().error(2, &["ipMasq"]);
 }
-
-#[test]
-fn verbs_to_come_say_so() {
-    let (network, pod) = (Network::new(), Pod::new());
-    let check = network.call("CHECK").with("CNI_NETNS", &pod.path());
-    check.clone().run().error(7, &["prevResult"]);
-    check.clone().configured("prevResult", json!(null)).run().error(7, &["prevResult"]);
-    let previous = json!({"cniVersion": "1.1.0", "interfaces": [{"name": "eth0"}]});
-    check.configured("prevResult", previous).run().error(103, &["CHECK", "not supported yet"]);
-    network.call("GC").run().error(103, &["GC", "not supported yet"]);
-}
-
-#[test]
-fn status_tells_whether_the_agent_listens() {
-    let network = Network::new();
-    let call = network.call("STATUS").without("CNI_CONTAINERID").without("CNI_IFNAME");
-    let socket = network.socket();
-    call.run().error(50, &[socket.to_str().unwrap()]);
-    let listener = UnixListener::bind(&socket).unwrap();
-    call.run().silence();
-    call.clone().configured("ipMasq", json!(true)).run().error(2, &["ipMasq"]);
-    let range = json!({"type": "causeway", "ranges": [[{"subnet": "10.0.0.0/31"}]]});
-    call.clone().configured("ipam", range).run().error(7, &["10.0.0.0/31", "too small"]);
-    drop(listener);
-    call.run().error(50, &[socket.to_str().unwrap()]);
-}

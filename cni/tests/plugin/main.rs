@@ -8,4 +8,5 @@ mod bad_calls;
 mod delegating;
 mod deleting;
 mod runtime;
+mod verbs;
 mod versions;

@@ -1,6 +1,8 @@
 //! The kernel path on real kernels: nodes and pods in scratch network namespaces.
 
 #[cfg(test)]
+mod checking;
+#[cfg(test)]
 mod lab;
 #[cfg(test)]
 mod mending;
