@@ -1,0 +1,254 @@
+//! What the packet program costs: time-stamp cycles a frame, for frames of 64 bytes' payload that are alike but for their flows.
+//!
+//! `cargo bench -p causeway-datapath` prints a table; words after `--` choose the cases whose names contain one of them. As with a
+//! receiving queue, a frame's bytes were written into one of a few hundred warm buffers just before; that is not counted, what the
+//! program does with the burst is. A run's figure is its median burst, so that bursts during which others had the CPU do not
+//! count; told are the median, the least and the most of the runs.
+#![expect(unsafe_code, reason = "the time-stamp counter")]
+#![expect(clippy::unwrap_used, reason = "a measurement that cannot be set up shall not go on")]
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use causeway_datapath::{
+    Buffer, Burst, Frame, HEADROOM, Links, NextHop, Pool, Port, Slots, Tally, Worker, World, from_pod,
+    from_uplink,
+};
+use causeway_model::{
+    Endpoint, EndpointKey, Family, GATEWAY_MAC, Identity, MacAddr, Node, NodeId, Overlay, Path, PortKind,
+    Settings, Snapshot, TunnelOwner,
+};
+use etherparse::PacketBuilder;
+
+const PEERS: u8 = 64;
+const PODS: u8 = 200;
+const BURSTS: usize = 4096;
+const RUNS: usize = 9;
+const ROOM: usize = HEADROOM + 2048;
+const LINK: MacAddr = MacAddr([2, 0xcc, 0, 0, 0, 1]);
+
+/// A buffer that goes back to the pool by hand.
+struct Bytes(Box<[u8; ROOM]>);
+
+impl Buffer for Bytes {
+    #[inline]
+    fn head(&self) -> &[u8] {
+        &self.0[..]
+    }
+    #[inline]
+    fn head_mut(&mut self) -> &mut [u8] {
+        &mut self.0[..]
+    }
+    #[inline]
+    fn tail(&self) -> &[u8] {
+        &[]
+    }
+}
+
+/// No case needs a fresh buffer.
+struct Dry;
+
+impl Pool for Dry {
+    type Buffer = Bytes;
+    fn take(&mut self, _: usize) -> Option<Bytes> {
+        None
+    }
+}
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    println!("{:<28}{:>8}  {:>24}  {:>12}", "cycles a frame", "flows", "program (min … max)", "in and out");
+    for (name, from, to, family) in [
+        ("encap IPv4", 1, 2, Family::V4),
+        ("encap IPv6", 1, 2, Family::V6),
+        ("decap IPv4", 2, 1, Family::V4),
+        ("decap IPv6", 2, 1, Family::V6),
+        ("same node IPv4", 1, 1, Family::V4),
+        ("same node IPv6", 1, 1, Family::V6),
+    ] {
+        if !wanted.is_empty() && !wanted.iter().any(|word| name.contains(word.as_str())) {
+            continue;
+        }
+        for flows in [1024, 65_536] {
+            let mut bench = Bench::new(from, to, family, flows);
+            bench.run();
+            let mut runs: Vec<(f64, f64)> = (0..RUNS).map(|_| bench.run()).collect();
+            runs.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let (program, around) = runs[RUNS / 2];
+            let spread = format!("{program:.1} ({:.1} … {:.1})", runs[0].0, runs[RUNS - 1].0);
+            println!("{name:<28}{flows:>8}  {spread:>24}  {around:>12.1}");
+        }
+    }
+}
+
+struct Bench {
+    frames: Vec<Vec<u8>>,
+    free: Vec<Bytes>,
+    burst: Burst<Bytes>,
+    world: World,
+    worker: Worker<Dry>,
+    from: Port,
+    /// The only ways out that are right.
+    egress: BTreeSet<Port>,
+}
+
+impl Bench {
+    /// Frames from a pod of node `from` to pods of node `to`, as node 1 sees them.
+    fn new(from: u8, to: u8, family: Family, flows: usize) -> Self {
+        let snapshot = snapshot();
+        let mut slots = Slots::new(256);
+        assert!(slots.take_up(&snapshot).is_empty());
+        let links = Links { host: LINK, source: LINK, next_hop: NextHop::Same(LINK) };
+        let world = World::new(&snapshot, &slots, &links).unwrap();
+        let pods = (0..PODS).map(|pod| Port::Endpoint(slots.of(&key(pod)).unwrap()));
+        Self {
+            frames: (0..flows).map(|flow| frame(from, to, family, flow)).collect(),
+            free: (0..256).map(|_| Bytes(Box::new([0; ROOM]))).collect(),
+            burst: Burst::new(),
+            world,
+            worker: Worker::new(Dry, Arc::new(Tally::new(256))),
+            from: if from == 1 { Port::Endpoint(slots.of(&key(0)).unwrap()) } else { Port::Uplink },
+            egress: if to == 1 { pods.collect() } else { BTreeSet::from([Port::Uplink]) },
+        }
+    }
+
+    /// Cycles a frame of the program, and of putting frames into the burst and taking them out.
+    fn run(&mut self) -> (f64, f64) {
+        const SIZE: usize = Burst::<Bytes>::SIZE;
+        let (mut program, mut around) = (Vec::with_capacity(BURSTS), Vec::with_capacity(BURSTS));
+        let bursts = self.frames.chunks_exact(SIZE).cycle().take(BURSTS);
+        for (index, frames) in bursts.enumerate() {
+            let mut filled = Vec::with_capacity(SIZE);
+            for frame in frames {
+                let mut bytes = self.free.pop().unwrap();
+                bytes.0[HEADROOM..HEADROOM + frame.len()].copy_from_slice(frame);
+                filled.push(bytes);
+            }
+            let start = now();
+            for (bytes, frame) in filled.into_iter().zip(frames) {
+                let frame = Frame::new(bytes, HEADROOM, frame.len(), 0).unwrap();
+                assert!(self.burst.push(frame).is_ok());
+            }
+            let before = now();
+            match self.from {
+                Port::Endpoint(slot) => from_pod(&mut self.burst, slot, &self.world, &mut self.worker, 0),
+                _ => from_uplink(&mut self.burst, &self.world, &mut self.worker, 0),
+            }
+            let after = now();
+            assert_eq!(self.burst.len(), SIZE, "{:?}", self.worker.tally().drops());
+            if index % 1024 == 0 {
+                assert!(self.burst.frames().iter().all(|frame| self.egress.contains(&frame.egress)));
+            }
+            let taken = now();
+            self.free.extend(self.burst.drain().map(Frame::into_buffer));
+            around.push(before - start + now() - taken);
+            program.push(after - before);
+        }
+        let median = |mut cycles: Vec<u64>| {
+            cycles.sort_unstable();
+            cycles[BURSTS / 2] as f64 / SIZE as f64
+        };
+        (median(program), median(around))
+    }
+}
+
+fn now() -> u64 {
+    // SAFETY: every x86-64 has the counter, and nothing here forbids reading it.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+fn key(pod: u8) -> EndpointKey {
+    EndpointKey { network: "pods".into(), container: format!("c{pod}"), interface: "eth0".into() }
+}
+
+fn mac(pod: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 7, pod])
+}
+
+fn address(node: u8, pod: u8, family: Family) -> IpAddr {
+    match family {
+        Family::V4 => [10, 70, node, pod + 10].into(),
+        Family::V6 => [0xfd70, 0, 0, node.into(), 0, 0, 0, u16::from(pod) + 10].into(),
+    }
+}
+
+fn node(number: u8) -> Node {
+    let id =
+        NodeId { cluster: "lyon".parse().unwrap(), name: format!("node{number}").as_str().parse().unwrap() };
+    Node {
+        vtep_mac: Node::derived_vtep_mac(&id),
+        id,
+        underlay: vec![[192, 0, 2, number].into()],
+        pod_prefixes: vec![
+            format!("10.70.{number}.0/24").parse().unwrap(),
+            format!("fd70:0:0:{number:x}::/64").parse().unwrap(),
+        ],
+    }
+}
+
+/// Node 1 with its pods and all its peers.
+fn snapshot() -> Snapshot {
+    let own = node(1);
+    let mut snapshot = Snapshot::new(Settings {
+        overlay: Overlay { vni: 4096.try_into().unwrap(), port: 4789 },
+        tunnel_address: own.underlay[0],
+        node: own,
+        tunnel: TunnelOwner::FastPath,
+        pod_mtu: 1450,
+    });
+    snapshot.peers.extend((2..=PEERS).map(node).map(|peer| (peer.id.clone(), peer)));
+    snapshot.endpoints.extend((0..PODS).map(|pod| (key(pod), endpoint(pod))));
+    snapshot
+}
+
+fn endpoint(pod: u8) -> Endpoint {
+    Endpoint {
+        key: key(pod),
+        pod: None,
+        addresses: Family::BOTH.map(|family| address(1, pod, family)).to_vec(),
+        mac: mac(pod),
+        mtu: 1450,
+        labels: Default::default(),
+        identity: Identity(300),
+        path: Path::Fast,
+        path_reason: String::new(),
+        port: PortKind::Tap,
+    }
+}
+
+/// The frame of one flow: a pod's own, or one that comes by the tunnel from any pod of a peer.
+fn frame(from: u8, to: u8, family: Family, flow: usize) -> Vec<u8> {
+    let source = if from == 1 { 0 } else { (flow % usize::from(PODS)) as u8 };
+    let other = (flow / 7 % usize::from(PODS - 1)) as u8 + 1;
+    let packet = udp(
+        (address(from, source, family), address(to, other, family)),
+        (1024 + flow as u16 / 2, 80),
+        &[b'x'; 64],
+    );
+    if from == 1 {
+        return ethernet(GATEWAY_MAC, mac(0), &packet);
+    }
+    let inner = ethernet(node(to).vtep_mac, node(from).vtep_mac, &packet);
+    let payload = [&[8, 0, 0, 0, 0, 0x10, 0, 0], &inner[..]].concat();
+    let ends = (node(from).underlay[0], node(to).underlay[0]);
+    let mut outer = udp(ends, (0xc000 | (flow * 7919) as u16, 4789), &payload);
+    outer[26..28].fill(0);
+    ethernet(LINK, LINK, &outer)
+}
+
+fn udp(ends: (IpAddr, IpAddr), ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
+    let builder = match ends {
+        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 64),
+        _ => panic!("two families"),
+    };
+    let mut packet = Vec::new();
+    builder.udp(ports.0, ports.1).write(&mut packet, payload).unwrap();
+    packet
+}
+
+fn ethernet(destination: MacAddr, source: MacAddr, packet: &[u8]) -> Vec<u8> {
+    let kind: [u8; 2] = if packet[0] >> 4 == 4 { [8, 0] } else { [0x86, 0xdd] };
+    [&destination.0[..], &source.0, &kind, packet].concat()
+}
