@@ -17,7 +17,7 @@ use causeway_datapath::{
 };
 use causeway_model::{
     Endpoint, EndpointKey, Family, GATEWAY_MAC, Identity, MacAddr, Node, NodeId, Overlay, Path, PortKind,
-    Settings, Snapshot, TunnelOwner,
+    Settings, Snapshot, TunnelOwner, UplinkKind,
 };
 use etherparse::PacketBuilder;
 
@@ -195,6 +195,7 @@ fn snapshot() -> Snapshot {
         tunnel_address: own.underlay[0],
         node: own,
         tunnel: TunnelOwner::FastPath,
+        uplink: UplinkKind::default(),
         pod_mtu: 1450,
     });
     snapshot.peers.extend((2..=PEERS).map(node).map(|peer| (peer.id.clone(), peer)));
@@ -209,6 +210,7 @@ fn endpoint(pod: u8) -> Endpoint {
         addresses: Family::BOTH.map(|family| address(1, pod, family)).to_vec(),
         mac: mac(pod),
         mtu: 1450,
+        routes: None,
         labels: Default::default(),
         identity: Identity(300),
         path: Path::Fast,

@@ -9,7 +9,7 @@ use causeway_wire::reply::{
 use causeway_wire::{EtherType, Ethernet};
 
 use crate::limit::ErrorLimits;
-use crate::send::{dispatch, mtu};
+use crate::send::{dispatch_anew, mtu};
 use crate::world::World;
 use crate::{Buffer, Frame, Port};
 
@@ -52,7 +52,6 @@ pub(crate) fn tell_sender<B: Buffer>(
     };
     let Ok(len) = len else { return false };
     frame.egress = from;
-    frame.answered = true;
     let ethernet = Ethernet::new(link, GATEWAY_MAC, ether_type);
-    frame.replace(ethernet, &answer[..len]).and_then(|()| dispatch(frame, world)).is_ok()
+    frame.replace(ethernet, &answer[..len]).and_then(|()| dispatch_anew(frame, world)).is_ok()
 }

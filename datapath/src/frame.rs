@@ -43,8 +43,6 @@ pub struct Frame<B> {
     pub(crate) peer: u16,
     /// Bytes of tunnel headers in front of the inner frame.
     pub(crate) outer: u8,
-    /// It is an answer of ours, ready to go.
-    pub(crate) answered: bool,
 }
 
 impl<B: Buffer> Frame<B> {
@@ -55,17 +53,7 @@ impl<B: Buffer> Frame<B> {
         let fits = start.checked_add(head)? <= buffer.head().len() && tail <= buffer.tail().len();
         let (start, head, tail) = (start.try_into().ok()?, head.try_into().ok()?, tail.try_into().ok()?);
         let (offload, egress) = (Offload::NONE, Port::Host);
-        fits.then_some(Self {
-            buffer,
-            start,
-            head,
-            tail,
-            offload,
-            egress,
-            peer: 0,
-            outer: 0,
-            answered: false,
-        })
+        fits.then_some(Self { buffer, start, head, tail, offload, egress, peer: 0, outer: 0 })
     }
 
     /// An unwritten frame of `len` bytes in a buffer fresh from the pool.

@@ -1,10 +1,8 @@
-use std::net::{Ipv4Addr, Ipv6Addr};
-
 use causeway_model::{DropReason, GATEWAY_MAC};
-use causeway_wire::{EtherType, Ethernet};
+use causeway_wire::{EtherType, Ethernet, Ipv4, Ipv6};
 
-use crate::burst::Kept;
-use crate::packet::{Addresses, examine};
+use crate::burst::{Kept, Pieces};
+use crate::packet::{Family, Front, Ip, examine};
 use crate::send::{Hop, send};
 use crate::world::{Owner, World};
 use crate::{Buffer, Burst, Frame, Pool, Port, Worker, gateway};
@@ -12,28 +10,51 @@ use crate::{Buffer, Burst, Frame, Pool, Port, Worker, gateway};
 /// Takes what the node's stack hands over to where it shall go: what the node itself and its kernel pods send to fast pods and
 /// through the tunnel, and what the world sends to fast pods. `now` is nanoseconds of a clock that never goes back.
 pub fn from_host<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker: &mut Worker<P>, now: u64) {
-    burst.sift(|frame, _| {
-        let verdict = admit(frame, world).map(|()| Kept::Whole);
+    burst.sift(|frame, pieces| {
+        let Worker { pool, .. } = worker;
+        let verdict = match Family::of(frame.head()) {
+            Some(Family::V4) => forward::<P, Ipv4>(frame, world, pool, pieces),
+            Some(Family::V6) => forward::<P, Ipv6>(frame, world, pool, pieces),
+            None => Err(without_packet(frame)),
+        };
         worker.keeps(verdict, frame, Port::Host, world, now)
     });
-    send(burst, Port::Host, Hop::Link, world, worker, now);
 }
 
-#[inline]
-fn admit<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<(), DropReason> {
+/// Sends a packet on its way, if it may come by this port.
+#[inline(always)]
+fn forward<P: Pool, I: Ip>(
+    frame: &mut Frame<P::Buffer>,
+    world: &World,
+    pool: &mut P,
+    pieces: &mut Pieces<P::Buffer>,
+) -> Result<Kept, DropReason> {
     let (ethernet, _) = Ethernet::split(frame.head())?;
     let to_gateway = ethernet.destination() == GATEWAY_MAC;
-    if ethernet.ether_type() == EtherType::ARP {
-        // Every neighbour behind the host port is permanent.
-        return Err(DropReason::UnansweredNeighbour);
-    }
-    let addresses = examine(frame)?;
+    let front = examine::<_, I>(frame)?;
     if !to_gateway {
-        let talk = gateway::is_neighbour_talk(frame.head());
+        let talk = gateway::is_neighbour_talk(frame, front.transport);
         return Err(if talk { DropReason::UnansweredNeighbour } else { DropReason::NotForUs });
     }
-    let (sender, receiver) = world.owners(addresses);
-    frame.egress = match receiver {
+    route(frame, &front, world)?;
+    send(frame, &front, Hop::Link, world, pool, pieces)
+}
+
+/// Why a frame without an IP packet is dropped.
+#[cold]
+fn without_packet<B: Buffer>(frame: &Frame<B>) -> DropReason {
+    match Ethernet::split(frame.head()) {
+        Err(malformed) => malformed.into(),
+        // Every neighbour behind the host port is permanent.
+        Ok((ethernet, _)) if ethernet.ether_type() == EtherType::ARP => DropReason::UnansweredNeighbour,
+        Ok(_) => DropReason::UnhandledEtherType,
+    }
+}
+
+/// Finds a packet's way, if its source may come by this port and go that way.
+#[inline(always)]
+fn route<B: Buffer, I: Ip>(frame: &mut Frame<B>, front: &Front<I>, world: &World) -> Result<(), DropReason> {
+    frame.egress = match I::owners(world).get(front.destination) {
         Some(Owner::Endpoint(to)) => Port::Endpoint(to),
         Some(Owner::Peer(peer) | Owner::PeerNode(peer)) => {
             frame.peer = peer;
@@ -42,29 +63,12 @@ fn admit<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<(), DropReaso
         Some(Owner::Nobody) => return Err(DropReason::NoSuchEndpoint),
         Some(Owner::KernelPod | Owner::Node | Owner::Gateway) | None => return Err(DropReason::NoRoute),
     };
-    let allowed = match sender {
+    let allowed = match I::owners(world).get(front.source) {
         Some(Owner::Node | Owner::KernelPod) => true,
         // Behind the tunnel nobody would believe it.
-        None => matches!(frame.egress, Port::Endpoint(_)) && is_one_host(addresses),
+        None => matches!(frame.egress, Port::Endpoint(_)) && I::is_routable(front.source),
         // It would have come by its own port.
         Some(_) => false,
     };
     if allowed { Ok(()) } else { Err(DropReason::SpoofedAddress) }
-}
-
-/// Whether a source from outside of all clusters can be somebody's.
-fn is_one_host(addresses: Addresses) -> bool {
-    match addresses {
-        Addresses::V4 { source, .. } => {
-            let from = Ipv4Addr::from(source);
-            !(from.is_multicast() || from.is_loopback() || from.octets()[0] == 0 || from.octets()[0] >= 240)
-        }
-        Addresses::V6 { source, .. } => {
-            let from = Ipv6Addr::from(source);
-            !(from.is_multicast()
-                || from.is_loopback()
-                || from.is_unspecified()
-                || from.is_unicast_link_local())
-        }
-    }
 }

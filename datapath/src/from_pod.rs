@@ -1,13 +1,11 @@
-use std::net::{Ipv4Addr, Ipv6Addr};
-
 use causeway_model::{DropReason, GATEWAY_MAC};
-use causeway_wire::{EtherType, Ethernet, IpProtocol};
+use causeway_wire::{EtherType, Ethernet, IpProtocol, Ipv4, Ipv6};
 
-use crate::burst::Kept;
-use crate::packet::{Addresses, Transport, examine};
+use crate::burst::{Kept, Pieces};
+use crate::packet::{Family, Front, Ip, Transport, examine};
 use crate::send::{Hop, send};
 use crate::world::{Owner, Pod, World};
-use crate::{Buffer, Burst, Frame, Pool, Port, Worker, gateway};
+use crate::{Buffer, Burst, Checksum, Frame, Pool, Port, Worker, gateway};
 
 /// Takes what one pod has sent to where it shall go: nothing that the pod may not send, the gateway's answers back to it, and all
 /// else towards pods, nodes and the world. `now` is nanoseconds of a clock that never goes back.
@@ -20,111 +18,110 @@ pub fn from_pod<P: Pool>(
 ) {
     let from = Port::Endpoint(slot);
     worker.tally.received(from, burst.len() as u64, burst.bytes());
-    burst.sift(|frame, _| {
-        let verdict = match world.pod(slot) {
-            Some(pod) => admit(frame, pod, slot, world).map(|()| Kept::Whole),
-            None => Err(DropReason::NoSuchPort),
+    let pod = world.pod(slot);
+    burst.sift(|frame, pieces| {
+        let Worker { pool, .. } = worker;
+        let verdict = match (pod, Family::of(frame.head())) {
+            (None, _) => Err(DropReason::NoSuchPort),
+            (Some(pod), Some(Family::V4)) => forward::<P, Ipv4>(frame, pod, slot, world, pool, pieces),
+            (Some(pod), Some(Family::V6)) => forward::<P, Ipv6>(frame, pod, slot, world, pool, pieces),
+            (Some(pod), None) => without_packet(frame, pod, slot),
         };
         worker.keeps(verdict, frame, from, world, now)
     });
-    send(burst, from, Hop::Router, world, worker, now);
 }
 
-/// Lets in what the pod may send, and finds its way.
-#[inline]
-fn admit<B: Buffer>(frame: &mut Frame<B>, pod: &Pod, slot: u16, world: &World) -> Result<(), DropReason> {
-    let (ethernet, _) = Ethernet::split(frame.head())?;
-    let to_gateway = ethernet.destination() == GATEWAY_MAC;
-    if ethernet.source() != pod.mac {
-        return Err(DropReason::SpoofedMac);
+/// Sends a packet on its way, if the pod may send it.
+#[inline(always)]
+fn forward<P: Pool, I: Ip>(
+    frame: &mut Frame<P::Buffer>,
+    pod: &Pod,
+    slot: u16,
+    world: &World,
+    pool: &mut P,
+    pieces: &mut Pieces<P::Buffer>,
+) -> Result<Kept, DropReason> {
+    let to_gateway = check_macs(frame, pod)?;
+    let front = examine::<_, I>(frame)?;
+    if I::FAMILY == Family::V6 && gateway::is_neighbour_talk(frame, front.transport) {
+        return gateway::neighbour(frame, pod, slot);
     }
-    if ethernet.ether_type() == EtherType::ARP {
-        return gateway::arp(frame, pod, slot);
-    }
-    let addresses = examine(frame)?;
-    let is_own = match addresses {
-        Addresses::V4 { source, .. } => pod.v4 == Some(source),
-        Addresses::V6 { source, .. } => {
-            if may_be_neighbour_talk(frame.head()) && gateway::is_neighbour_talk(frame.head()) {
-                return gateway::neighbour(frame, pod, slot);
-            }
-            pod.v6 == Some(source)
-        }
-    };
-    if !is_own {
+    if !I::is_own(pod, front.source) {
         return Err(DropReason::SpoofedAddress);
     }
     if !to_gateway {
         return Err(DropReason::NotForUs);
     }
-    if frame.offload.checksum == crate::Checksum::Verified {
+    if frame.offload.checksum == Checksum::Verified {
         // A pod's word for it is not enough.
-        frame.offload.checksum = crate::Checksum::Whole;
+        frame.offload.checksum = Checksum::Whole;
     }
-    route(frame, addresses, pod, slot, world)
+    match I::owners(world).get_afar(front.destination) {
+        Some(Owner::Gateway) => return gateway::echo(frame, pod, slot),
+        receiver => route(frame, &front, receiver, world)?,
+    }
+    send(frame, &front, Hop::Router, world, pool, pieces)
 }
 
-/// Cheap, and true for nearly nothing that is none: ICMPv6 at once, or behind the option that reports carry.
-#[inline]
-fn may_be_neighbour_talk(head: &[u8]) -> bool {
-    const NEXT_HEADER: usize = Ethernet::LEN + 6;
-    matches!(
-        head.get(NEXT_HEADER).map(|next| IpProtocol(*next)),
-        Some(IpProtocol::ICMPV6 | IpProtocol::HOP_BY_HOP)
-    )
+/// Whether a frame of the pod's own is for its gateway.
+#[inline(always)]
+fn check_macs<B: Buffer>(frame: &Frame<B>, pod: &Pod) -> Result<bool, DropReason> {
+    let (ethernet, _) = Ethernet::split(frame.head())?;
+    if ethernet.source() != pod.mac {
+        return Err(DropReason::SpoofedMac);
+    }
+    Ok(ethernet.destination() == GATEWAY_MAC)
 }
 
-#[inline]
-fn route<B: Buffer>(
+/// Answers a frame without an IP packet, where there is an answer.
+#[cold]
+fn without_packet<B: Buffer>(frame: &mut Frame<B>, pod: &Pod, slot: u16) -> Result<Kept, DropReason> {
+    check_macs(frame, pod)?;
+    let (ethernet, _) = Ethernet::split(frame.head())?;
+    match ethernet.ether_type() {
+        EtherType::ARP => gateway::arp(frame, pod, slot),
+        _ => Err(DropReason::UnhandledEtherType),
+    }
+}
+
+/// Finds a packet's way.
+#[inline(always)]
+fn route<B: Buffer, I: Ip>(
     frame: &mut Frame<B>,
-    addresses: Addresses,
-    pod: &Pod,
-    slot: u16,
+    front: &Front<I>,
+    receiver: Option<Owner>,
     world: &World,
 ) -> Result<(), DropReason> {
-    let receiver = world.receiver(addresses);
     if matches!(receiver, Some(Owner::Node | Owner::PeerNode(_)))
-        && is_for_port(frame.head(), world.overlay.port)?
+        && is_for_port(frame, front.transport, world.overlay.port)?
     {
         return Err(DropReason::TunnelPortFromPod);
     }
     frame.egress = match receiver {
         Some(Owner::Endpoint(to)) => Port::Endpoint(to),
         Some(Owner::KernelPod | Owner::Node) => Port::Host,
-        Some(Owner::Gateway) => return gateway::echo(frame, pod, slot),
-        Some(Owner::Nobody) => return Err(DropReason::NoSuchEndpoint),
         Some(Owner::Peer(peer) | Owner::PeerNode(peer)) => {
             frame.peer = peer;
             Port::Uplink
         }
-        None if is_routable(addresses) => Port::Host,
-        None => return Err(DropReason::NoRoute),
+        Some(Owner::Nobody) => return Err(DropReason::NoSuchEndpoint),
+        None if I::is_routable(front.destination) => Port::Host,
+        Some(Owner::Gateway) | None => return Err(DropReason::NoRoute),
     };
     Ok(())
 }
 
 /// Whether a packet is a datagram for a UDP port. A first fragment that hides its ports is refused (RFC 7112); later ones
 /// are of no use without it.
-#[inline]
-fn is_for_port(head: &[u8], port: u16) -> Result<bool, DropReason> {
-    let transport = Transport::find(head)?;
+fn is_for_port<B: Buffer>(
+    frame: &Frame<B>,
+    transport: Option<Transport>,
+    port: u16,
+) -> Result<bool, DropReason> {
+    let transport = transport.ok_or(DropReason::Malformed)?;
     if transport.protocol != IpProtocol::UDP || transport.inside {
         return Ok(false);
     }
-    let ports = transport.ports(head).ok_or(DropReason::Malformed)?;
+    let ports = transport.ports(frame.head()).ok_or(DropReason::Malformed)?;
     Ok(ports.destination() == port)
-}
-
-/// Whether routers forward packets to an address that is none of ours.
-fn is_routable(addresses: Addresses) -> bool {
-    match addresses {
-        Addresses::V4 { destination, .. } => {
-            let to = Ipv4Addr::from(destination);
-            !(to.is_multicast() || to.is_loopback() || to.octets()[0] == 0 || to.octets()[0] >= 240)
-        }
-        Addresses::V6 { destination, .. } => {
-            let to = Ipv6Addr::from(destination);
-            !(to.is_multicast() || to.is_loopback() || to.is_unspecified() || to.is_unicast_link_local())
-        }
-    }
 }

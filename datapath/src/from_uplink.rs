@@ -2,11 +2,11 @@ use std::net::IpAddr;
 
 use causeway_model::DropReason;
 use causeway_wire::checksum::Sum;
-use causeway_wire::{Ecn, EtherType, Ethernet, IpProtocol, Ipv4, Ipv6, Udp, Upper, Vxlan};
+use causeway_wire::{Ecn, Ethernet, IpProtocol, Ipv4, Ipv6, Udp, Upper, Vxlan};
 use zerocopy::FromBytes;
 
-use crate::burst::Kept;
-use crate::packet::{Addresses, Family, examine};
+use crate::burst::{Kept, Pieces};
+use crate::packet::{Family, Front, Ip, examine};
 use crate::send::{Hop, send};
 use crate::world::{Owner, World};
 use crate::{Buffer, Burst, Checksum, Frame, Pool, Port, Worker};
@@ -15,39 +15,41 @@ use crate::{Buffer, Burst, Checksum, Frame, Pool, Port, Worker};
 /// `now` is nanoseconds of a clock that never goes back.
 pub fn from_uplink<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker: &mut Worker<P>, now: u64) {
     let (mut packets, mut bytes) = (0, 0);
-    burst.sift(|frame, _| {
+    burst.sift(|frame, pieces| {
+        let Worker { pool, .. } = worker;
         let len = frame.len() as u64;
         let verdict = open_tunnel(frame, world).and_then(|ecn| {
             (packets, bytes) = (packets + 1, bytes + len);
-            admit(frame, ecn, world).map(|()| Kept::Whole)
+            match Family::of(frame.head()) {
+                Some(Family::V4) => deliver::<P, Ipv4>(frame, ecn, world, pool, pieces),
+                Some(Family::V6) => deliver::<P, Ipv6>(frame, ecn, world, pool, pieces),
+                None => Err(without_packet(frame)),
+            }
         });
         worker.keeps(verdict, frame, Port::Uplink, world, now)
     });
     worker.tally.received(Port::Uplink, packets, bytes);
-    send(burst, Port::Uplink, Hop::Router, world, worker, now);
 }
 
 /// What the outer IP header says.
 struct Envelope {
-    addresses: Addresses,
+    /// The peer that sends from its source address.
+    sender: Option<u16>,
     ecn: Ecn,
     fragment: bool,
     /// Where the UDP header begins.
     udp: usize,
     /// Bytes of the frame that are the packet's.
     len: usize,
-    /// The pseudo header, its length left out.
-    pseudo: Sum,
 }
 
 /// Takes off the outer headers of a tunnel frame for us, notes whose it is, and tells its congestion bits.
-#[inline]
+#[inline(always)]
 fn open_tunnel<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<Ecn, DropReason> {
     let envelope = envelope(frame.head(), world)?;
-    let sender = world.sender(envelope.addresses);
     if envelope.fragment {
         // Where it was to cannot be told; what a stranger sends in fragments is no tunnel's.
-        return Err(if sender.is_some() { DropReason::OuterFragment } else { DropReason::NotForUs });
+        return Err(if envelope.sender.is_some() { DropReason::OuterFragment } else { DropReason::NotForUs });
     }
     let (udp, payload) = Udp::split_partial(frame.head().get(envelope.udp..).unwrap_or_default())?;
     if udp.destination() != world.overlay.port {
@@ -61,10 +63,13 @@ fn open_tunnel<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<Ecn, Dr
     if vxlan.vni() != world.overlay.vni {
         return Err(DropReason::NoSuchTunnel);
     }
-    let peer = sender.ok_or(DropReason::UnknownSender)?;
-    let unchecked = udp.checksum() == 0;
+    let peer = envelope.sender.ok_or(DropReason::UnknownSender)?;
+    let (checksum, is_v4) = (udp.checksum(), world.tunnel_address.is_ipv4());
     frame.truncate(envelope.udp + len);
-    verify(frame, &envelope, unchecked)?;
+    // No checksum is fine over IPv4 and refused over IPv6 (RFC 7348 §5, RFC 6935 §5).
+    if checksum != 0 || !is_v4 {
+        verify(frame, envelope.udp, checksum)?;
+    }
     let outer = envelope.udp + Udp::LEN + Vxlan::LEN;
     frame.pull(outer)?;
     frame.offload = frame.offload.pulled(outer);
@@ -73,7 +78,7 @@ fn open_tunnel<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<Ecn, Dr
 }
 
 /// Reads the outer IP header, if the packet can be a tunnel's and is for us.
-#[inline]
+#[inline(always)]
 fn envelope(head: &[u8], world: &World) -> Result<Envelope, DropReason> {
     let packet = head.get(Ethernet::LEN..).ok_or(DropReason::Malformed)?;
     match (Family::of(head), world.tunnel_address) {
@@ -82,14 +87,13 @@ fn envelope(head: &[u8], world: &World) -> Result<Envelope, DropReason> {
             if ip.destination() != own || ip.protocol() != IpProtocol::UDP {
                 return Err(DropReason::NotForUs);
             }
-            Ipv4::verify(packet)?;
+            Ipv4::split_verified(packet)?;
             Ok(Envelope {
-                addresses: Addresses::V4 { source: ip.source().into(), destination: own.into() },
+                sender: world.sender(ip.source().into()),
                 ecn: ip.ecn(),
                 fragment: ip.is_fragment(),
                 udp: Ethernet::LEN + ip.header_len(),
                 len: Ethernet::LEN + usize::from(ip.total_length()),
-                pseudo: Sum::ipv4_pseudo(ip.source(), own, IpProtocol::UDP, 0),
             })
         }
         (Some(Family::V6), IpAddr::V6(own)) => {
@@ -102,73 +106,93 @@ fn envelope(head: &[u8], world: &World) -> Result<Envelope, DropReason> {
                 return Err(DropReason::NotForUs);
             }
             Ok(Envelope {
-                addresses: Addresses::V6 { source: ip.source().into(), destination: own.into() },
+                sender: world.sender(ip.source().into()),
                 ecn: ip.ecn(),
                 fragment: upper.is_fragment(),
                 udp: Ethernet::LEN + Ipv6::LEN + upper.offset,
                 len: Ethernet::LEN + Ipv6::LEN + usize::from(ip.payload_length()),
-                pseudo: Sum::ipv6_pseudo(ip.source(), own, IpProtocol::UDP, 0),
             })
         }
         _ => Err(DropReason::NotForUs),
     }
 }
 
-/// Verifies the outer checksum. None is fine over IPv4 and refused over IPv6 (RFC 7348 §5, RFC 6935 §5). One that its sender left to
-/// hardware, or that hardware found right, is believed: the frame never left this machine, or was looked at.
-#[inline]
-fn verify<B: Buffer>(frame: &Frame<B>, envelope: &Envelope, unchecked: bool) -> Result<(), DropReason> {
-    if unchecked {
-        let optional = matches!(envelope.addresses, Addresses::V4 { .. });
-        return if optional { Ok(()) } else { Err(DropReason::OuterChecksum) };
+/// Verifies the outer checksum of a datagram that begins at `udp`. One that its sender left to hardware, or that hardware found
+/// right, is believed: the frame never left this machine, or was looked at.
+fn verify<B: Buffer>(frame: &Frame<B>, udp: usize, checksum: u16) -> Result<(), DropReason> {
+    if checksum == 0 {
+        return Err(DropReason::OuterChecksum);
     }
     if frame.offload.checksum != Checksum::Whole || frame.offload.gso.is_some() {
         return Ok(());
     }
-    let len = (frame.len() - envelope.udp) as u16;
-    match frame.add_from(envelope.udp, envelope.pseudo.word(len)).checksum() {
+    let packet = frame.head().get(Ethernet::LEN..).unwrap_or_default();
+    let len = (frame.len() - udp) as u16;
+    let pseudo = if Family::of(frame.head()) == Some(Family::V4) {
+        let (ip, _) = Ipv4::split_partial(packet)?;
+        Sum::ipv4_pseudo(ip.source(), ip.destination(), IpProtocol::UDP, len)
+    } else {
+        let (ip, _) = Ipv6::split_partial(packet)?;
+        Sum::ipv6_pseudo(ip.source(), ip.destination(), IpProtocol::UDP, len.into())
+    };
+    match frame.add_from(udp, pseudo).checksum() {
         0 => Ok(()),
         _ => Err(DropReason::OuterChecksum),
     }
 }
 
-/// Lets in an inner packet that its sender may send, and finds its way.
-#[inline]
-fn admit<B: Buffer>(frame: &mut Frame<B>, outer: Ecn, world: &World) -> Result<(), DropReason> {
+/// Lets in an inner packet that its sender may send, and sends it on its way.
+#[inline(always)]
+fn deliver<P: Pool, I: Ip>(
+    frame: &mut Frame<P::Buffer>,
+    outer: Ecn,
+    world: &World,
+    pool: &mut P,
+    pieces: &mut Pieces<P::Buffer>,
+) -> Result<Kept, DropReason> {
     let (ethernet, _) = Ethernet::split(frame.head())?;
-    match ethernet.ether_type() {
-        EtherType::IPV4 | EtherType::IPV6 => {}
-        other if other.is_tag() => return Err(DropReason::InnerVlan),
-        _ => return Err(DropReason::InnerNotIp),
-    }
     let for_us = ethernet.destination() == world.vtep_mac;
-    let addresses = examine(frame)?;
-    let (sender, receiver) = world.owners(addresses);
-    match sender {
+    let front = examine::<_, I>(frame)?;
+    match I::owners(world).get_afar(front.source) {
         Some(Owner::Peer(peer) | Owner::PeerNode(peer)) if peer == frame.peer => {}
         _ => return Err(DropReason::ForeignInnerSource),
     }
     if !for_us {
         return Err(DropReason::NotForUs);
     }
-    leave_tunnel(frame, outer)?;
-    frame.egress = match receiver {
+    if outer != Ecn::NotEct {
+        leave_tunnel(frame, I::FAMILY, outer)?;
+    }
+    route(frame, &front, world)?;
+    send(frame, &front, Hop::Router, world, pool, pieces)
+}
+
+/// Why an inner frame without an IP packet is dropped.
+#[cold]
+fn without_packet<B: Buffer>(frame: &Frame<B>) -> DropReason {
+    match Ethernet::split(frame.head()) {
+        Err(malformed) => malformed.into(),
+        Ok((ethernet, _)) if ethernet.ether_type().is_tag() => DropReason::InnerVlan,
+        Ok(_) => DropReason::InnerNotIp,
+    }
+}
+
+/// Finds a packet's way. What came by the tunnel leaves it here.
+#[inline(always)]
+fn route<B: Buffer, I: Ip>(frame: &mut Frame<B>, front: &Front<I>, world: &World) -> Result<(), DropReason> {
+    frame.egress = match I::owners(world).get(front.destination) {
         Some(Owner::Endpoint(to)) => Port::Endpoint(to),
         Some(Owner::KernelPod | Owner::Node) => Port::Host,
         Some(Owner::Nobody) => return Err(DropReason::NoSuchEndpoint),
-        // What came by the tunnel leaves it here.
         Some(Owner::Peer(_) | Owner::PeerNode(_) | Owner::Gateway) | None => return Err(DropReason::NoRoute),
     };
     Ok(())
 }
 
-/// Carries the outer congestion bits over (RFC 6040 §4.2).
-#[inline]
-fn leave_tunnel<B: Buffer>(frame: &mut Frame<B>, outer: Ecn) -> Result<(), DropReason> {
-    let head = frame.head_mut();
-    let family = Family::of(head);
-    let packet = head.get_mut(Ethernet::LEN..).unwrap_or_default();
-    if family == Some(Family::V4) {
+/// Carries the outer congestion bits over (RFC 6040 §4.2); without any there is nothing to carry.
+fn leave_tunnel<B: Buffer>(frame: &mut Frame<B>, family: Family, outer: Ecn) -> Result<(), DropReason> {
+    let packet = frame.head_mut().get_mut(Ethernet::LEN..).unwrap_or_default();
+    if family == Family::V4 {
         let (ip, _) = Ipv4::mut_from_prefix(packet).map_err(|_| DropReason::Malformed)?;
         let ecn = ip.ecn().leaving_tunnel(outer).ok_or(DropReason::EcnNotCapable)?;
         if ecn != ip.ecn() {

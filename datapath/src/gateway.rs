@@ -8,7 +8,8 @@ use causeway_wire::{
     Arp, EtherType, Ethernet, IpProtocol, Ipv6, MacAddr, NeighborAdvertisement, NeighborSolicitation,
 };
 
-use crate::packet::{Family, Transport};
+use crate::burst::Kept;
+use crate::packet::{Family, Ip, Transport};
 use crate::world::Pod;
 use crate::{Buffer, Frame, Port, offload};
 
@@ -21,16 +22,15 @@ fn answer<B: Buffer>(
     (mac, slot): (MacAddr, u16),
     ether_type: EtherType,
     payload: &[u8],
-) -> Result<(), DropReason> {
+) -> Result<Kept, DropReason> {
     frame.replace(Ethernet::new(mac, GATEWAY_MAC, ether_type), payload)?;
     frame.egress = Port::Endpoint(slot);
-    frame.answered = true;
-    Ok(())
+    Ok(Kept::Whole)
 }
 
 /// Answers a pod's ARP request for its gateway; whatever else a pod says by ARP concerns nobody. A pod that probes for its own
 /// address hears nothing and may keep it (RFC 5227 §2.1.1).
-pub(crate) fn arp<B: Buffer>(frame: &mut Frame<B>, pod: &Pod, slot: u16) -> Result<(), DropReason> {
+pub(crate) fn arp<B: Buffer>(frame: &mut Frame<B>, pod: &Pod, slot: u16) -> Result<Kept, DropReason> {
     let question = frame.head().get(Ethernet::LEN..).unwrap_or_default();
     let (arp, _) = Arp::split(question)?;
     if arp.sender_mac() != pod.mac {
@@ -51,22 +51,22 @@ pub(crate) fn arp<B: Buffer>(frame: &mut Frame<B>, pod: &Pod, slot: u16) -> Resu
 
 /// Whether a packet is one that neighbours exchange and nobody forwards: Neighbor Discovery and multicast listeners' reports
 /// (RFC 4861, RFC 2710, RFC 3810).
-pub(crate) fn is_neighbour_talk(head: &[u8]) -> bool {
-    let talk = |transport: Transport| {
+#[inline]
+pub(crate) fn is_neighbour_talk<B: Buffer>(frame: &Frame<B>, transport: Option<Transport>) -> bool {
+    transport.is_some_and(|transport| {
         transport.protocol == IpProtocol::ICMPV6
             && !transport.inside
-            && matches!(head.get(transport.offset), Some(130..=137 | 143))
-    };
-    Transport::find(head).is_ok_and(talk)
+            && matches!(frame.head().get(transport.offset), Some(130..=137 | 143))
+    })
 }
 
 /// Answers a pod's neighbor solicitation for its gateway; whatever else neighbours say concerns nobody. A pod that probes for
 /// its own address hears nothing and may keep it (RFC 4862 §5.4).
-pub(crate) fn neighbour<B: Buffer>(frame: &mut Frame<B>, pod: &Pod, slot: u16) -> Result<(), DropReason> {
+pub(crate) fn neighbour<B: Buffer>(frame: &mut Frame<B>, pod: &Pod, slot: u16) -> Result<Kept, DropReason> {
     let question = frame.head().get(Ethernet::LEN..).unwrap_or_default();
     let (ip, message) = Ipv6::split(question)?;
     let asker = ip.source();
-    let is_own = pod.v6 == Some(asker.into()) || asker.is_unspecified() || asker.is_unicast_link_local();
+    let is_own = Ipv6::is_own(pod, asker.into()) || asker.is_unspecified() || asker.is_unicast_link_local();
     if !is_own {
         return Err(DropReason::SpoofedAddress);
     }
@@ -84,7 +84,7 @@ pub(crate) fn neighbour<B: Buffer>(frame: &mut Frame<B>, pod: &Pod, slot: u16) -
 
 /// Answers a pod that pings its gateway.
 #[cold]
-pub(crate) fn echo<B: Buffer>(frame: &mut Frame<B>, pod: &Pod, slot: u16) -> Result<(), DropReason> {
+pub(crate) fn echo<B: Buffer>(frame: &mut Frame<B>, pod: &Pod, slot: u16) -> Result<Kept, DropReason> {
     offload::complete(frame)?;
     let (ethernet, packet) = Ethernet::split(frame.head())?;
     let ether_type = ethernet.ether_type();

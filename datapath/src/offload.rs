@@ -2,7 +2,7 @@ use causeway_model::DropReason;
 use causeway_wire::checksum::{Sum, never_zero};
 use causeway_wire::{IpProtocol, Tcp, Udp};
 
-use crate::packet::{Family, Transport};
+use crate::packet::{Family, Ip, Transport};
 use crate::{Buffer, Frame};
 
 /// What is known of a packet's transport checksum.
@@ -94,14 +94,17 @@ impl Offload {
 
 /// Checks what a sender says it left to do against its packet, whose IP header was examined before.
 #[cold]
-pub(crate) fn settle<B: Buffer>(frame: &mut Frame<B>) -> Result<(), DropReason> {
+pub(crate) fn settle<B: Buffer, I: Ip>(
+    frame: &mut Frame<B>,
+    transport: Option<Transport>,
+) -> Result<(), DropReason> {
     if let Checksum::Partial { start, offset } = frame.offload.checksum
-        && !is_transport_checksum(frame.head(), start.into(), offset.into())
+        && !is_transport_checksum(frame.head(), transport, start.into(), offset.into())
     {
         return Err(DropReason::Malformed);
     }
     if let Some(gso) = frame.offload.gso {
-        let headers = segment_headers(frame, gso).ok_or(DropReason::Malformed)?;
+        let headers = segment_headers::<B, I>(frame, transport, gso).ok_or(DropReason::Malformed)?;
         let one = frame.len() - headers <= usize::from(gso.size);
         frame.offload.gso = (!one).then_some(Gso { headers: headers as u16, ..gso });
     }
@@ -110,8 +113,8 @@ pub(crate) fn settle<B: Buffer>(frame: &mut Frame<B>) -> Result<(), DropReason> 
 
 /// Whether a checksum is where a transport has it, or inside of a tunnel of the sender's own. Anywhere else its completion would
 /// write over what was judged before: addresses and ports.
-fn is_transport_checksum(head: &[u8], start: usize, offset: usize) -> bool {
-    let Ok(transport) = Transport::find(head) else { return false };
+fn is_transport_checksum(head: &[u8], transport: Option<Transport>, start: usize, offset: usize) -> bool {
+    let Some(transport) = transport else { return false };
     let behind = start.checked_sub(transport.offset);
     let is_its_own = match (transport.protocol, behind) {
         (_, None) => false,
@@ -126,9 +129,13 @@ fn is_transport_checksum(head: &[u8], start: usize, offset: usize) -> bool {
 }
 
 /// Bytes before the payload of a frame that stands for several, if it is what it says it is.
-fn segment_headers<B: Buffer>(frame: &Frame<B>, gso: Gso) -> Option<usize> {
+fn segment_headers<B: Buffer, I: Ip>(
+    frame: &Frame<B>,
+    transport: Option<Transport>,
+    gso: Gso,
+) -> Option<usize> {
     let head = frame.head();
-    let transport = Transport::find(head).ok()?;
+    let transport = transport?;
     let (protocol, field, len) = match gso.kind {
         Segments::Tcp4 | Segments::Tcp6 => {
             let (tcp, _) = Tcp::split(head.get(transport.offset..)?).ok()?;
@@ -136,14 +143,14 @@ fn segment_headers<B: Buffer>(frame: &Frame<B>, gso: Gso) -> Option<usize> {
         }
         Segments::Udp => (IpProtocol::UDP, 6, Udp::LEN),
     };
-    let family = match gso.kind {
-        Segments::Tcp4 => transport.family == Family::V4,
-        Segments::Tcp6 => transport.family == Family::V6,
+    let is_family = match gso.kind {
+        Segments::Tcp4 => I::FAMILY == Family::V4,
+        Segments::Tcp6 => I::FAMILY == Family::V6,
         Segments::Udp => true,
     };
     let partial = Checksum::Partial { start: transport.offset as u16, offset: field };
     let headers = transport.offset + len;
-    let agrees = family
+    let agrees = is_family
         && transport.protocol == protocol
         && frame.offload.checksum == partial
         && gso.size > 0

@@ -8,7 +8,8 @@ use causeway_wire::{EtherType, Ethernet, IpProtocol, Ipv4, Ipv6, MacAddr, Traffi
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::offload::Checksum;
-use crate::packet::Family;
+use crate::packet::{Front, Ip};
+use crate::send::{Hop, count_hop};
 use crate::{Buffer, Frame, Port, entropy};
 
 /// What lies before an inner packet over an IPv4 underlay, up to the inner frame's EtherType.
@@ -41,23 +42,17 @@ pub(crate) struct Macs {
     pub(crate) source: MacAddr,
 }
 
-impl Macs {
-    /// Writes them over a frame's own.
-    #[inline]
-    pub(crate) fn write<B: Buffer>(self, frame: &mut Frame<B>) -> Result<(), DropReason> {
-        let (place, _) = Self::mut_from_prefix(frame.head_mut()).map_err(|_| DropReason::Malformed)?;
-        *place = self;
-        Ok(())
-    }
-}
-
 /// A tunnel's headers, prepared or in a frame.
 pub(crate) trait Outer: FromBytes + IntoBytes + KnownLayout + Immutable + Unaligned + Copy {
     /// Bytes that it puts before an inner frame.
     const LEN: usize;
 
-    /// Fills in what differs from packet to packet, the UDP checksum left out; `len` is the inner frame's.
-    fn stamp(&mut self, len: u16, class: TrafficClass);
+    /// Fills in what differs from packet to packet, the UDP ports and checksum left out, after a template, in which that is
+    /// zero, was copied; `len` is the inner frame's.
+    fn stamp(&mut self, template: &Self, len: u16, class: TrafficClass);
+
+    /// Fills in another length than there is.
+    fn refit(&mut self, len: u16);
 
     /// The UDP header.
     fn udp(&mut self) -> &mut Udp;
@@ -85,12 +80,17 @@ impl Outer for OuterV4 {
     const LEN: usize = Ethernet::LEN + Ipv4::LEN + Udp::LEN + Vxlan::LEN;
 
     #[inline]
-    fn stamp(&mut self, len: u16, class: TrafficClass) {
-        let changing = |ip: &Ipv4| u32::from(ip.traffic_class().0) << 16 | u32::from(ip.total_length());
-        let old = changing(&self.ip);
+    fn stamp(&mut self, template: &Self, len: u16, class: TrafficClass) {
+        let total = len + Ipv4::LEN as u16 + UDP_VXLAN;
         self.ip.set_traffic_class(class);
+        self.ip.set_total_length(total);
+        self.ip.set_checksum(checksum::put_in(template.ip.checksum(), u32::from(class.0) + u32::from(total)));
+        self.udp.set_length(len + UDP_VXLAN);
+    }
+
+    fn refit(&mut self, len: u16) {
         self.ip.set_total_length(len + Ipv4::LEN as u16 + UDP_VXLAN);
-        self.ip.set_checksum(checksum::replace_u32(self.ip.checksum(), old, changing(&self.ip)));
+        self.ip.seal();
         self.udp.set_length(len + UDP_VXLAN);
     }
 
@@ -116,8 +116,13 @@ impl Outer for OuterV6 {
     const LEN: usize = Ethernet::LEN + Ipv6::LEN + Udp::LEN + Vxlan::LEN;
 
     #[inline]
-    fn stamp(&mut self, len: u16, class: TrafficClass) {
+    fn stamp(&mut self, _: &Self, len: u16, class: TrafficClass) {
         self.ip.set_traffic_class(class);
+        self.refit(len);
+    }
+
+    #[inline]
+    fn refit(&mut self, len: u16) {
         self.ip.set_payload_length(len + UDP_VXLAN);
         self.udp.set_length(len + UDP_VXLAN);
     }
@@ -129,17 +134,24 @@ impl Outer for OuterV6 {
 }
 
 /// Puts a prepared tunnel header in front of a frame.
-#[inline]
-pub(crate) fn encap<B: Buffer, O: Outer>(frame: &mut Frame<B>, template: &O) -> Result<(), DropReason> {
-    let inner = frame.head();
-    let (class, source) = (traffic_class(inner), entropy::source_port(inner));
+#[inline(always)]
+pub(crate) fn encap<B: Buffer, I: Ip, O: Outer>(
+    frame: &mut Frame<B>,
+    front: &Front<I>,
+    hop: Hop,
+    template: &O,
+) -> Result<(), DropReason> {
+    let source = entropy::source_port(frame.head(), front);
     let len = u16::try_from(frame.len()).ok().filter(|len| usize::from(*len) <= MAX_INNER);
     let len = len.ok_or(DropReason::TooBig)?;
     frame.push(O::LEN)?;
-    let (outer, _) = O::mut_from_prefix(frame.head_mut()).map_err(|_| DropReason::Malformed)?;
+    let (outer, rest) = O::mut_from_prefix(frame.head_mut()).map_err(|_| DropReason::Malformed)?;
     *outer = *template;
-    outer.stamp(len, class);
+    outer.stamp(template, len, front.class);
     outer.udp().set_source(source);
+    if hop == Hop::Router {
+        count_hop::<I>(rest);
+    }
     frame.offload = frame.offload.pushed(O::LEN);
     frame.outer = O::LEN as u8;
     frame.egress = Port::Uplink;
@@ -157,9 +169,8 @@ pub(crate) fn refit<B: Buffer>(frame: &mut Frame<B>) -> Result<(), DropReason> {
 
 fn refit_as<B: Buffer, O: Outer>(frame: &mut Frame<B>) -> Result<(), DropReason> {
     let len = (frame.len() - O::LEN) as u16;
-    let class = traffic_class(frame.head().get(O::LEN..).unwrap_or_default());
     let (outer, _) = O::mut_from_prefix(frame.head_mut()).map_err(|_| DropReason::Malformed)?;
-    outer.stamp(len, class);
+    outer.refit(len);
     Ok(())
 }
 
@@ -187,15 +198,4 @@ fn seal_v6<B: Buffer>(frame: &mut Frame<B>) -> Result<(), DropReason> {
     let (outer, _) = OuterV6::mut_from_prefix(frame.head_mut()).map_err(|_| DropReason::Malformed)?;
     outer.udp.set_checksum(checksum);
     Ok(())
-}
-
-/// The traffic class of the packet in a frame.
-#[inline]
-fn traffic_class(head: &[u8]) -> TrafficClass {
-    let packet = head.get(Ethernet::LEN..).unwrap_or_default();
-    match Family::of(head) {
-        Some(Family::V4) => Ipv4::split_partial(packet).map(|(ip, _)| ip.traffic_class()),
-        _ => Ipv6::split_partial(packet).map(|(ip, _)| ip.traffic_class()),
-    }
-    .unwrap_or_default()
 }

@@ -1,7 +1,11 @@
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use causeway_model::DropReason;
-use causeway_wire::{EtherType, Ethernet, IpProtocol, Ipv4, Ipv6, Malformed, Ports, Upper};
+use causeway_wire::{Ethernet, IpProtocol, Ipv4, Ipv6, Malformed, Ports, TrafficClass, Upper};
 
 use crate::offload::settle;
+use crate::table::{Address, Prefixes};
+use crate::world::{Owner, Pod, World};
 use crate::{Buffer, Frame};
 
 /// An address family, as a frame's EtherType names it.
@@ -23,53 +27,48 @@ impl Family {
     }
 }
 
-/// Whom a packet is from and for, as numbers that tables are keyed by.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Addresses {
-    V4 { source: u32, destination: u32 },
-    V6 { source: u128, destination: u128 },
+/// What the program asks of an IP header. The program is compiled once for each family, so that a packet's family is looked at once
+/// and all that is known of the packet stays in registers.
+pub(crate) trait Ip: Sized {
+    const FAMILY: Family;
+    /// A number that tables are keyed by.
+    type Address: Address;
+
+    /// Reads the front of a packet and checks its header.
+    fn front(packet: &[u8]) -> Result<Front<Self>, Malformed>;
+
+    /// Takes one from the hop limit of a packet that has more than one.
+    fn count_hop(packet: &mut [u8]);
+
+    /// Whose an address is.
+    fn owners(world: &World) -> &Prefixes<Self::Address, Owner>;
+
+    /// Whether an address is the pod's own.
+    fn is_own(pod: &Pod, address: Self::Address) -> bool;
+
+    /// Whether an address can be that of one host, and routers forward packets to and from it.
+    fn is_routable(address: Self::Address) -> bool;
+
+    /// 64 bits that tell addresses apart.
+    fn digest(address: Self::Address) -> u64;
 }
 
-/// Checks the IP header in a frame, cuts off Ethernet's padding, and checks what was left to hardware. `other` is the
-/// reason to drop what is not IP.
-#[inline]
-pub(crate) fn examine<B: Buffer>(frame: &mut Frame<B>) -> Result<Addresses, DropReason> {
-    let head = frame.head();
-    let (addresses, len) = match Family::of(head) {
-        Some(Family::V4) => examine_v4(&head[Ethernet::LEN..])?,
-        Some(Family::V6) => examine_v6(&head[Ethernet::LEN..])?,
-        None => return Err(DropReason::UnhandledEtherType),
-    };
-    let len = Ethernet::LEN + len;
-    if len > frame.len() {
-        return Err(DropReason::Malformed);
-    }
-    frame.truncate(len);
-    if !frame.offload.is_none() {
-        settle(frame)?;
-    }
-    Ok(addresses)
-}
-
-#[inline]
-fn examine_v4(packet: &[u8]) -> Result<(Addresses, usize), DropReason> {
-    Ipv4::verify(packet)?;
-    let (ip, _) = Ipv4::split_partial(packet)?;
-    let addresses = Addresses::V4 { source: ip.source().into(), destination: ip.destination().into() };
-    Ok((addresses, usize::from(ip.total_length())))
-}
-
-#[inline]
-fn examine_v6(packet: &[u8]) -> Result<(Addresses, usize), DropReason> {
-    let (ip, _) = Ipv6::split_partial(packet)?;
-    let addresses = Addresses::V6 { source: ip.source().into(), destination: ip.destination().into() };
-    Ok((addresses, Ipv6::LEN + usize::from(ip.payload_length())))
+/// What the front of a packet says, read once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Front<I: Ip> {
+    pub(crate) source: I::Address,
+    pub(crate) destination: I::Address,
+    pub(crate) class: TrafficClass,
+    pub(crate) hop_limit: u8,
+    /// What it carries; nothing when its extension headers lead nowhere.
+    pub(crate) transport: Option<Transport>,
+    /// Bytes of the packet.
+    len: usize,
 }
 
 /// What a packet carries, and where in its frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Transport {
-    pub(crate) family: Family,
     pub(crate) protocol: IpProtocol,
     /// Where it begins, counted from the Ethernet header.
     pub(crate) offset: usize,
@@ -79,34 +78,146 @@ pub(crate) struct Transport {
     pub(crate) inside: bool,
 }
 
-impl Transport {
-    /// Finds it behind the headers at the front of a frame.
-    #[inline]
-    pub(crate) fn find(head: &[u8]) -> Result<Self, Malformed> {
-        let (ethernet, packet) = Ethernet::split(head)?;
-        if ethernet.ether_type() == EtherType::IPV4 {
-            let (ip, _) = Ipv4::split_partial(packet)?;
-            return Ok(Self {
-                family: Family::V4,
-                protocol: ip.protocol(),
-                offset: Ethernet::LEN + ip.header_len(),
-                fragment: ip.is_fragment(),
-                inside: ip.fragment_offset() != 0,
-            });
-        }
-        let (ip, payload) = Ipv6::split_partial(packet)?;
-        let upper = Upper::find(ip.next_header(), payload)?;
-        Ok(Self {
-            family: Family::V6,
-            protocol: upper.protocol,
-            offset: Ethernet::LEN + Ipv6::LEN + upper.offset,
-            fragment: upper.is_fragment(),
-            inside: upper.is_inside_fragment(),
+/// Checks the IP header in a frame, cuts off Ethernet's padding, and checks what was left to hardware.
+#[inline(always)]
+pub(crate) fn examine<B: Buffer, I: Ip>(frame: &mut Frame<B>) -> Result<Front<I>, DropReason> {
+    let packet = frame.head().get(Ethernet::LEN..).ok_or(DropReason::Malformed)?;
+    let front = I::front(packet)?;
+    let len = Ethernet::LEN + front.len;
+    if len > frame.len() {
+        return Err(DropReason::Malformed);
+    }
+    frame.truncate(len);
+    if !frame.offload.is_none() {
+        settle::<B, I>(frame, front.transport)?;
+    }
+    Ok(front)
+}
+
+impl Ip for Ipv4 {
+    const FAMILY: Family = Family::V4;
+    type Address = u32;
+
+    #[inline(always)]
+    fn front(packet: &[u8]) -> Result<Front<Self>, Malformed> {
+        let (ip, _) = Self::split_verified(packet)?;
+        let transport = Transport {
+            protocol: ip.protocol(),
+            offset: Ethernet::LEN + ip.header_len(),
+            fragment: ip.is_fragment(),
+            inside: ip.fragment_offset() != 0,
+        };
+        Ok(Front {
+            source: ip.source().into(),
+            destination: ip.destination().into(),
+            class: ip.traffic_class(),
+            hop_limit: ip.ttl(),
+            transport: Some(transport),
+            len: ip.total_length().into(),
         })
     }
 
+    #[inline(always)]
+    fn count_hop(packet: &mut [u8]) {
+        if let Ok((ip, _)) = zerocopy::FromBytes::mut_from_prefix(packet) {
+            Self::decrement_ttl(ip);
+        }
+    }
+
+    #[inline(always)]
+    fn owners(world: &World) -> &Prefixes<u32, Owner> {
+        &world.owners_v4
+    }
+
+    #[inline(always)]
+    fn is_own(pod: &Pod, address: u32) -> bool {
+        pod.v4 == Some(address)
+    }
+
+    fn is_routable(address: u32) -> bool {
+        let address = Ipv4Addr::from(address);
+        let first = address.octets()[0];
+        !(address.is_multicast() || address.is_loopback() || first == 0 || first >= 240)
+    }
+
+    #[inline(always)]
+    fn digest(address: u32) -> u64 {
+        address.into()
+    }
+}
+
+impl Ip for Ipv6 {
+    const FAMILY: Family = Family::V6;
+    type Address = u128;
+
+    #[inline(always)]
+    fn front(packet: &[u8]) -> Result<Front<Self>, Malformed> {
+        let (ip, payload) = Self::split_partial(packet)?;
+        let transport = match ip.next_header() {
+            protocol @ (IpProtocol::TCP | IpProtocol::UDP) => Some(Transport {
+                protocol,
+                offset: Ethernet::LEN + Self::LEN,
+                fragment: false,
+                inside: false,
+            }),
+            other => behind_extensions(other, payload),
+        };
+        Ok(Front {
+            source: ip.source().into(),
+            destination: ip.destination().into(),
+            class: ip.traffic_class(),
+            hop_limit: ip.hop_limit(),
+            transport,
+            len: Self::LEN + usize::from(ip.payload_length()),
+        })
+    }
+
+    #[inline(always)]
+    fn count_hop(packet: &mut [u8]) {
+        if let Ok((ip, _)) = zerocopy::FromBytes::mut_from_prefix(packet) {
+            Self::decrement_hop_limit(ip);
+        }
+    }
+
+    #[inline(always)]
+    fn owners(world: &World) -> &Prefixes<u128, Owner> {
+        &world.owners_v6
+    }
+
+    #[inline(always)]
+    fn is_own(pod: &Pod, address: u128) -> bool {
+        pod.v6 == Some(address.to_ne_bytes())
+    }
+
+    fn is_routable(address: u128) -> bool {
+        let address = Ipv6Addr::from(address);
+        !(address.is_multicast()
+            || address.is_loopback()
+            || address.is_unspecified()
+            || address.is_unicast_link_local())
+    }
+
+    #[inline(always)]
+    fn digest(address: u128) -> u64 {
+        crate::entropy::mix((address >> 64) as u64).wrapping_add(address as u64)
+    }
+}
+
+/// What lies behind IPv6 extension headers, if they lead anywhere.
+#[cold]
+fn behind_extensions(next_header: IpProtocol, payload: &[u8]) -> Option<Transport> {
+    let upper = Upper::find(next_header, payload).ok()?;
+    Some(Transport {
+        protocol: upper.protocol,
+        offset: Ethernet::LEN + Ipv6::LEN + upper.offset,
+        fragment: upper.is_fragment(),
+        inside: upper.is_inside_fragment(),
+    })
+}
+
+impl Transport {
     /// The ports of TCP, UDP and SCTP; never read from a later fragment.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn ports<'a>(&self, head: &'a [u8]) -> Option<&'a Ports> {
         if self.inside || !self.protocol.has_ports() {
             return None;

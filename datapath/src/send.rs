@@ -6,9 +6,9 @@ use zerocopy::FromBytes;
 
 use crate::burst::{Kept, Pieces};
 use crate::outer::{self, MAX_INNER, Macs};
-use crate::packet::Family;
+use crate::packet::{Family, Front, Ip};
 use crate::world::{Templates, World};
-use crate::{Buffer, Burst, Frame, Pool, Port, Worker, fragment, offload, segment};
+use crate::{Buffer, Frame, Pool, Port, fragment, offload, segment};
 
 /// What a frame's way through us counts as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,45 +19,25 @@ pub(crate) enum Hop {
     Link,
 }
 
-/// Sends every frame of a burst on its way, and tells the senders of those that cannot go.
-#[inline]
-pub(crate) fn send<P: Pool>(
-    burst: &mut Burst<P::Buffer>,
-    from: Port,
-    hop: Hop,
-    world: &World,
-    worker: &mut Worker<P>,
-    now: u64,
-) {
-    burst.sift(|frame, pieces| {
-        let verdict = forward(frame, hop, world, &mut worker.pool, pieces);
-        worker.keeps(verdict, frame, from, world, now)
-    });
-}
-
-#[inline]
-fn forward<P: Pool>(
+/// Sends a packet on the way that was found for it: as one frame, or in pieces where it is too long for that.
+#[inline(always)]
+pub(crate) fn send<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
+    front: &Front<I>,
     hop: Hop,
     world: &World,
     pool: &mut P,
     pieces: &mut Pieces<P::Buffer>,
 ) -> Result<Kept, DropReason> {
-    if frame.answered {
-        return Ok(Kept::Whole);
-    }
-    let mtu = mtu(frame, world);
     let hop = if frame.egress == Port::Host { Hop::Link } else { hop };
-    if hop == Hop::Router && !may_hop(frame) {
+    if hop == Hop::Router && front.hop_limit <= 1 {
         return Err(DropReason::HopLimit);
     }
+    let mtu = mtu(frame, world);
     if packet_len(frame) > mtu || (frame.egress == Port::Uplink && frame.len() > MAX_INNER) {
-        return in_pieces(frame, mtu, hop, world, pool, pieces);
+        return in_pieces::<P, I>(frame, mtu, hop, world, pool, pieces);
     }
-    if hop == Hop::Router {
-        count_hop(frame);
-    }
-    dispatch(frame, world)?;
+    dispatch(frame, front, hop, world)?;
     Ok(Kept::Whole)
 }
 
@@ -80,58 +60,65 @@ fn packet_len<B: Buffer>(frame: &Frame<B>) -> usize {
     }
 }
 
-/// Rewrites the hardware addresses, or puts the tunnel's headers in front.
-#[inline]
-pub(crate) fn dispatch<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<(), DropReason> {
-    match frame.egress {
-        Port::Host => Macs { destination: world.host_mac, source: GATEWAY_MAC }.write(frame),
-        Port::Endpoint(slot) => {
-            let pod = world.pod(slot).ok_or(DropReason::NoSuchEndpoint)?;
-            Macs { destination: pod.mac, source: GATEWAY_MAC }.write(frame)
-        }
-        Port::Uplink => {
-            let peer = usize::from(frame.peer);
-            match &world.templates {
-                Templates::V4(peers) => {
-                    let template = peers.get(peer).and_then(|template| template.0.as_ref());
-                    outer::encap(frame, template.ok_or(DropReason::UnresolvedNextHop)?)
-                }
-                Templates::V6(peers) => {
-                    let template = peers.get(peer).and_then(|template| template.0.as_ref());
-                    outer::encap(frame, template.ok_or(DropReason::UnresolvedNextHop)?)
-                }
-            }
-        }
+/// [`dispatch`] of a frame that was made here.
+#[cold]
+pub(crate) fn dispatch_anew<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<(), DropReason> {
+    let packet = frame.head().get(Ethernet::LEN..).unwrap_or_default();
+    match Family::of(frame.head()) {
+        Some(Family::V4) => dispatch(frame, &Ipv4::front(packet)?, Hop::Link, world),
+        Some(Family::V6) => dispatch(frame, &Ipv6::front(packet)?, Hop::Link, world),
+        None => Err(DropReason::UnhandledEtherType),
     }
 }
 
-/// Whether the packet in a frame may be forwarded once more.
-#[inline]
-fn may_hop<B: Buffer>(frame: &Frame<B>) -> bool {
-    let head = frame.head();
-    let at = if Family::of(head) == Some(Family::V4) { Ethernet::LEN + 8 } else { Ethernet::LEN + 7 };
-    head.get(at).is_some_and(|limit| *limit > 1)
+/// Counts the hop, and rewrites the hardware addresses or puts the tunnel's headers in their place.
+#[inline(always)]
+fn dispatch<B: Buffer, I: Ip>(
+    frame: &mut Frame<B>,
+    front: &Front<I>,
+    hop: Hop,
+    world: &World,
+) -> Result<(), DropReason> {
+    let macs = match frame.egress {
+        Port::Host => Macs { destination: world.host_mac, source: GATEWAY_MAC },
+        Port::Endpoint(slot) => {
+            let pod = world.pod(slot).ok_or(DropReason::NoSuchEndpoint)?;
+            Macs { destination: pod.mac, source: GATEWAY_MAC }
+        }
+        Port::Uplink => {
+            let peer = usize::from(frame.peer);
+            return match &world.templates {
+                Templates::V4(peers) => {
+                    let template = peers.get(peer).and_then(|template| template.0.as_ref());
+                    outer::encap(frame, front, hop, template.ok_or(DropReason::UnresolvedNextHop)?)
+                }
+                Templates::V6(peers) => {
+                    let template = peers.get(peer).and_then(|template| template.0.as_ref());
+                    outer::encap(frame, front, hop, template.ok_or(DropReason::UnresolvedNextHop)?)
+                }
+            };
+        }
+    };
+    let (place, rest) = Macs::mut_from_prefix(frame.head_mut()).map_err(|_| DropReason::Malformed)?;
+    *place = macs;
+    if hop == Hop::Router {
+        count_hop::<I>(rest);
+    }
+    Ok(())
 }
 
-/// Takes one from the hop limit of a packet that has more than one.
-#[inline]
-fn count_hop<B: Buffer>(frame: &mut Frame<B>) {
-    let head = frame.head_mut();
-    let family = Family::of(head);
-    let packet = head.get_mut(Ethernet::LEN..).unwrap_or_default();
-    if family == Some(Family::V4) {
-        if let Ok((ip, _)) = Ipv4::mut_from_prefix(packet) {
-            ip.decrement_ttl();
-        }
-    } else if let Ok((ip, _)) = Ipv6::mut_from_prefix(packet) {
-        ip.decrement_hop_limit();
+/// Takes one from the hop limit of the packet behind an EtherType.
+#[inline(always)]
+pub(crate) fn count_hop<I: Ip>(typed: &mut [u8]) {
+    if let Some((_, packet)) = typed.split_first_chunk_mut::<2>() {
+        I::count_hop(packet);
     }
 }
 
 /// Sends a frame that is too long for its way as several that are not: a frame that stands for several packets as these, and
 /// packets that may be fragmented as fragments.
 #[cold]
-fn in_pieces<P: Pool>(
+fn in_pieces<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
     mtu: usize,
     hop: Hop,
@@ -143,13 +130,13 @@ fn in_pieces<P: Pool>(
         return Err(DropReason::TooBig);
     }
     if hop == Hop::Router {
-        count_hop(frame);
+        I::count_hop(frame.head_mut().get_mut(Ethernet::LEN..).unwrap_or_default());
     }
     let before = pieces.len();
     let (egress, peer) = (frame.egress, frame.peer);
     let mut leave = |mut piece: Frame<P::Buffer>| {
         (piece.egress, piece.peer) = (egress, peer);
-        dispatch(&mut piece, world)?;
+        dispatch_anew(&mut piece, world)?;
         pieces.push(piece)
     };
     let cut = if frame.offload.gso.is_some() {

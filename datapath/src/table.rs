@@ -1,7 +1,9 @@
 //! Tables that the control path fills and the packet path only reads.
 
+use std::collections::BTreeMap;
+
 /// What a table is keyed by: an IPv4 address as `u32`, an IPv6 address as `u128`.
-pub(crate) trait Address: Copy + Eq {
+pub(crate) trait Address: Copy + Ord {
     /// The length of a prefix that is one address.
     const LENGTH: u8;
 
@@ -13,6 +15,9 @@ pub(crate) trait Address: Copy + Eq {
 
     /// 64 well-mixed bits.
     fn scatter(self) -> u64;
+
+    /// One bit of 64, told by the address's last six.
+    fn last_bits(self) -> u64;
 }
 
 // 2^64 divided by the golden ratio, and another odd number without pattern.
@@ -35,6 +40,11 @@ impl Address for u32 {
     fn scatter(self) -> u64 {
         u64::from(self).wrapping_mul(GOLDEN)
     }
+
+    #[inline]
+    fn last_bits(self) -> u64 {
+        1 << (self % 64)
+    }
 }
 
 impl Address for u128 {
@@ -52,6 +62,11 @@ impl Address for u128 {
     #[inline]
     fn scatter(self) -> u64 {
         ((self >> 64) as u64).wrapping_mul(OTHER).wrapping_add(self as u64).wrapping_mul(GOLDEN)
+    }
+
+    #[inline]
+    fn last_bits(self) -> u64 {
+        1 << (self as u64 % 64)
     }
 }
 
@@ -106,11 +121,23 @@ impl<K: Address, V: Copy> Table<K, V> {
     }
 }
 
-/// Longest prefix match: a table for each length that occurs, the longest first. A cluster has few lengths, and its
-/// pods' whole addresses are found at the first look.
+/// Longest prefix match: a table for each length that occurs, the longest first. A cluster has few lengths, and all that is asked
+/// for often is found at the first look: whole addresses of pods here, prefixes of nodes elsewhere.
 #[derive(Clone, Debug)]
 pub(crate) struct Prefixes<K, V> {
+    whole: Table<K, V>,
     lengths: Box<[(K, Table<K, V>)]>,
+    /// The prefixes of the commonest length, which are those of nodes, and that length's mask.
+    blocks: Table<K, Block<V>>,
+    mask: K,
+}
+
+/// A prefix of the commonest length.
+#[derive(Clone, Copy, Debug)]
+struct Block<V> {
+    value: V,
+    /// The last bits of the addresses inside of it that longer prefixes may cover.
+    deeper: u64,
 }
 
 impl<K: Address, V: Copy> Prefixes<K, V> {
@@ -122,13 +149,41 @@ impl<K: Address, V: Copy> Prefixes<K, V> {
             let same: Vec<_> = same.map(|(key, _, value)| (key.and(mask), *value)).collect();
             (!same.is_empty()).then(|| (mask, Table::new(&same)))
         };
-        Self { lengths: (0..=K::LENGTH).rev().filter_map(of_length).collect() }
+        let whole = of_length(K::LENGTH).map_or_else(|| Table::new(&[]), |(_, table)| table);
+        let lengths = (0..K::LENGTH).rev().filter_map(of_length).collect();
+        let of_length = |len| entries.iter().filter(move |(_, other, _)| *other == len);
+        let commonest = (0..K::LENGTH).max_by_key(|len| of_length(*len).count()).unwrap_or(0);
+        let mask = K::mask(commonest);
+        let mut deeper = BTreeMap::<K, u64>::new();
+        for (key, len, _) in entries.iter().filter(|(_, len, _)| *len > commonest) {
+            let bits = if *len == K::LENGTH { key.last_bits() } else { u64::MAX };
+            *deeper.entry(key.and(mask)).or_default() |= bits;
+        }
+        let block = |&(key, _, value): &(K, u8, V)| {
+            let key = key.and(mask);
+            (key, Block { value, deeper: deeper.get(&key).copied().unwrap_or_default() })
+        };
+        let blocks: Vec<_> = of_length(commonest).map(block).collect();
+        Self { whole, lengths, blocks: Table::new(&blocks), mask }
     }
 
-    /// The value of the longest prefix that covers `address`.
+    /// The value of the longest prefix that covers `address`; soonest found when a whole address does.
     #[inline]
     pub(crate) fn get(&self, address: K) -> Option<V> {
+        self.whole.get(address).or_else(|| self.covering(address))
+    }
+
+    fn covering(&self, address: K) -> Option<V> {
         self.lengths.iter().find_map(|(mask, table)| table.get(address.and(*mask)))
+    }
+
+    /// The same; soonest found when a node's prefix does.
+    #[inline]
+    pub(crate) fn get_afar(&self, address: K) -> Option<V> {
+        match self.blocks.get(address.and(self.mask)) {
+            Some(block) if block.deeper & address.last_bits() == 0 => Some(block.value),
+            _ => self.get(address),
+        }
     }
 }
 
@@ -154,6 +209,7 @@ mod tests {
             let table = Prefixes::new(&entries);
             for address in asked {
                 prop_assert_eq!(table.get(address), slow(&entries, address));
+                prop_assert_eq!(table.get_afar(address), slow(&entries, address));
             }
         }
 
@@ -168,6 +224,7 @@ mod tests {
             let table = Prefixes::new(&entries);
             for byte in asked {
                 prop_assert_eq!(table.get(high(byte)), slow(&entries, high(byte)));
+                prop_assert_eq!(table.get_afar(high(byte)), slow(&entries, high(byte)));
             }
         }
     }

@@ -10,7 +10,6 @@ use ipnetwork::IpNetwork;
 
 use crate::Slots;
 use crate::outer::{Macs, OuterV4, OuterV6};
-use crate::packet::Addresses;
 use crate::table::{Prefixes, Table};
 
 /// What the ports demand of frames that go out by them.
@@ -73,7 +72,8 @@ pub(crate) enum Owner {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pod {
     pub(crate) v4: Option<u32>,
-    pub(crate) v6: Option<u128>,
+    // As bytes: whether an `Option<u128>` is there, a test of 16 bytes tells.
+    pub(crate) v6: Option<[u8; 16]>,
     pub(crate) mac: MacAddr,
     pub(crate) mtu: u16,
 }
@@ -101,8 +101,8 @@ pub struct World {
     /// Who speaks when this node answers as a router.
     pub(crate) router: (Ipv4Addr, Ipv6Addr),
     pub(crate) templates: Templates,
-    owners_v4: Prefixes<u32, Owner>,
-    owners_v6: Prefixes<u128, Owner>,
+    pub(crate) owners_v4: Prefixes<u32, Owner>,
+    pub(crate) owners_v6: Prefixes<u128, Owner>,
     senders_v4: Table<u32, u16>,
     senders_v6: Table<u128, u16>,
     pods: Box<[Option<Pod>]>,
@@ -136,34 +136,12 @@ impl World {
         })
     }
 
-    /// Whose a packet's source and destination are.
-    #[inline]
-    pub(crate) fn owners(&self, addresses: Addresses) -> (Option<Owner>, Option<Owner>) {
-        match addresses {
-            Addresses::V4 { source, destination } => {
-                (self.owners_v4.get(source), self.owners_v4.get(destination))
-            }
-            Addresses::V6 { source, destination } => {
-                (self.owners_v6.get(source), self.owners_v6.get(destination))
-            }
-        }
-    }
-
-    /// Whose a packet's destination is.
-    #[inline]
-    pub(crate) fn receiver(&self, addresses: Addresses) -> Option<Owner> {
-        match addresses {
-            Addresses::V4 { destination, .. } => self.owners_v4.get(destination),
-            Addresses::V6 { destination, .. } => self.owners_v6.get(destination),
-        }
-    }
-
     /// The peer that sends tunnel frames from an underlay address.
     #[inline]
-    pub(crate) fn sender(&self, addresses: Addresses) -> Option<u16> {
-        match addresses {
-            Addresses::V4 { source, .. } => self.senders_v4.get(source),
-            Addresses::V6 { source, .. } => self.senders_v6.get(source),
+    pub(crate) fn sender(&self, address: IpAddr) -> Option<u16> {
+        match address {
+            IpAddr::V4(address) => self.senders_v4.get(address.into()),
+            IpAddr::V6(address) => self.senders_v6.get(address.into()),
         }
     }
 
@@ -254,7 +232,7 @@ fn pod(endpoint: &Endpoint) -> Pod {
     let address = |family| endpoint.address(family);
     Pod {
         v4: address(Family::V4).and_then(v4),
-        v6: address(Family::V6).and_then(v6),
+        v6: address(Family::V6).and_then(v6).map(u128::to_ne_bytes),
         mac: endpoint.mac,
         mtu: endpoint.mtu,
     }

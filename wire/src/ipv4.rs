@@ -92,7 +92,20 @@ impl Ipv4 {
         Ok((header, payload))
     }
 
+    /// [`split_partial`](Self::split_partial) of a packet whose header, options included, sums up to its checksum.
+    #[inline]
+    pub fn split_verified(packet: &[u8]) -> Result<(&Self, &[u8]), Malformed> {
+        let (header, payload) = Self::split_partial(packet)?;
+        // Without options, as nearly always, the length is known and no loop is needed.
+        let checksum = match header.header_len() {
+            Self::LEN => checksum::internet(header.as_bytes()),
+            len => checksum::internet(packet.get(..len).unwrap_or_default()),
+        };
+        if checksum == 0 { Ok((header, payload)) } else { Err(Malformed::Ipv4Checksum) }
+    }
+
     /// Where the payload lies in the packet, by the header's own word.
+    #[inline]
     fn extent(&self) -> Result<Range<usize>, Malformed> {
         if self.version_length >> 4 != 4 {
             return Err(Malformed::Ipv4Version);
@@ -108,13 +121,9 @@ impl Ipv4 {
     }
 
     /// Whether the header of `packet`, options included, sums up to its checksum.
+    #[inline]
     pub fn verify(packet: &[u8]) -> Result<(), Malformed> {
-        let (header, _) = Self::split_partial(packet)?;
-        if checksum::internet(&packet[..header.header_len()]) == 0 {
-            Ok(())
-        } else {
-            Err(Malformed::Ipv4Checksum)
-        }
+        Self::split_verified(packet).map(|_| ())
     }
 
     /// Computes the checksum of a header without options. With options, patch it by
@@ -222,13 +231,15 @@ impl Ipv4 {
 
     /// Takes one from the time to live and patches the checksum (RFC 1812 §5.3.1). False, and nothing
     /// changed, when none would be left: the packet is not to be forwarded.
+    #[inline]
     pub const fn decrement_ttl(&mut self) -> bool {
         if self.ttl <= 1 {
             return false;
         }
-        let old = u16::from_be_bytes([self.ttl, self.protocol.0]);
         self.ttl -= 1;
-        self.checksum = U16::new(checksum::replace_u16(self.checksum.get(), old, old - 0x0100));
+        // RFC 1624 with all that is known of the change put in: one less in the upper byte of a word.
+        let checksum = self.checksum.get() as u32 + 0x0100;
+        self.checksum = U16::new((checksum + (checksum >= 0xffff) as u32) as u16);
         true
     }
 

@@ -69,6 +69,7 @@ impl Ipv6 {
         Ok((header, &rest[..header.extent()?.min(rest.len())]))
     }
 
+    #[inline]
     fn extent(&self) -> Result<usize, Malformed> {
         if self.version_class_flow.get() >> 28 == 6 {
             Ok(usize::from(self.payload_length()))
