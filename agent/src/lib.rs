@@ -18,6 +18,7 @@ mod machine;
 mod metrics;
 mod run;
 pub mod sources;
+mod steering;
 mod store;
 pub mod tap;
 mod uninstall;

@@ -5,12 +5,14 @@
 )]
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use nix::errno::Errno;
 use nix::libc;
 use thiserror::Error;
+
+use crate::steering;
 
 /// Checksums may be left to the reader.
 pub const TUN_F_CSUM: u32 = 0x01;
@@ -63,6 +65,7 @@ mod ioctl {
     ioctl_write_int_bad!(set_offload, request_code_write!(b'T', 208, INT));
     ioctl_read_bad!(get_iff, request_code_read!(b'T', 210, INT), ifreq);
     ioctl_none_bad!(get_netns, request_code_none!(b'T', 227));
+    ioctl_write_ptr_bad!(set_steering, request_code_read!(b'T', 224, INT), c_int);
     ioctl_write_ptr_bad!(set_header, request_code_write!(b'T', 216, INT), c_int);
 }
 
@@ -82,10 +85,26 @@ pub struct Shape {
 pub fn open(name: &str, shape: Shape) -> Result<Vec<OwnedFd>, TapError> {
     let queues = (0..shape.queues).map(|_| open_queue(name, shape)).collect::<Result<Vec<_>, _>>()?;
     if let Some(queue) = queues.first() {
+        if shape.queues > 1
+            && let Err(error) = steer(name, queue.as_fd())
+        {
+            // A kernel without it deals flows by what it has seen of them: right in the end, out of order now and then.
+            tracing::warn!("flows may change queues under way: {error}");
+        }
         // SAFETY: TUNSETPERSIST takes an integer and touches no memory of ours; the descriptor is an open TAP queue.
         unsafe { ioctl::set_persist(queue.as_raw_fd(), 1) }.map_err(failed(name, "keeping"))?;
     }
     Ok(queues)
+}
+
+/// Has flows dealt to the queues by what they are, not by what was seen of them.
+fn steer(name: &str, queue: BorrowedFd<'_>) -> Result<(), TapError> {
+    let program = steering::load().map_err(failed(name, "loading the steering program"))?;
+    let program = program.as_raw_fd();
+    // SAFETY: TUNSETSTEERINGEBPF reads one int, which lives on this stack for the whole call.
+    unsafe { ioctl::set_steering(queue.as_raw_fd(), &raw const program) }
+        .map(drop)
+        .map_err(failed(name, "steering"))
 }
 
 fn open_queue(name: &str, shape: Shape) -> Result<OwnedFd, TapError> {

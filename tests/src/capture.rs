@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::command::{self, CommandError};
 use crate::namespace::Namespace;
-use crate::packet_socket::PacketSocket;
+use crate::packet_socket::Lookout;
 use crate::pcap::PcapWriter;
 
 /// Tells apart the files of captures of one process.
@@ -46,7 +46,7 @@ const SPOKEN: &[&str] = &[
 pub struct Capture {
     file: PathBuf,
     stop: Arc<AtomicBool>,
-    recorder: JoinHandle<io::Result<usize>>,
+    recorder: JoinHandle<io::Result<(usize, usize)>>,
 }
 
 /// A finished recording; its file goes with it.
@@ -55,6 +55,8 @@ pub struct Recording {
     file: PathBuf,
     /// How many frames it holds.
     pub frames: usize,
+    /// How many of them had a checksum that was left to others. In the recording it is as those would make it.
+    pub partial: usize,
 }
 
 impl Capture {
@@ -63,7 +65,7 @@ impl Capture {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("causeway-capture-{}-{number}.pcap", std::process::id());
         let file = std::env::temp_dir().join(name);
-        let socket = namespace.run(|| PacketSocket::open(interface))?;
+        let socket = namespace.run(|| Lookout::open(interface))?;
         let (stop, output) = (Arc::new(AtomicBool::new(false)), BufWriter::new(File::create(&file)?));
         let recorder = std::thread::spawn({
             let stop = stop.clone();
@@ -76,22 +78,23 @@ impl Capture {
     pub fn finish(self) -> io::Result<Recording> {
         self.stop.store(true, Ordering::Relaxed);
         let recorded = self.recorder.join().unwrap_or_else(|_| Err(io::Error::other("the recorder died")));
-        let mut recording = Recording { file: self.file, frames: 0 };
-        recording.frames = recorded?;
+        let mut recording = Recording { file: self.file, frames: 0, partial: 0 };
+        (recording.frames, recording.partial) = recorded?;
         Ok(recording)
     }
 }
 
-/// Writes what the socket hears to a file.
-fn record(socket: &PacketSocket, output: impl Write, stop: &AtomicBool) -> io::Result<usize> {
-    let mut output = PcapWriter::new(output)?;
+/// Writes what the socket hears to a file, and counts the frames and those that were left incomplete.
+fn record(socket: &Lookout, output: impl Write, stop: &AtomicBool) -> io::Result<(usize, usize)> {
+    let (mut output, mut partial) = (PcapWriter::new(output)?, 0);
     while !stop.load(Ordering::Relaxed) {
         // What is still in the socket when it ends is taken along.
-        while let Some(frame) = socket.receive(Duration::from_millis(20))? {
-            output.frame(&frame)?;
+        while let Some(seen) = socket.receive(Duration::from_millis(20))? {
+            output.frame(&seen.frame)?;
+            partial += usize::from(seen.partial);
         }
     }
-    output.finish()
+    Ok((output.finish()?, partial))
 }
 
 impl Recording {

@@ -5,11 +5,14 @@ mod datagrams;
 mod echo;
 mod flow;
 mod http;
+mod order;
 mod ping;
 mod reach;
 mod request;
+mod segments;
 mod stream;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 pub use bulk::{Bulk, bulk};
@@ -17,10 +20,17 @@ pub use datagrams::{Datagrams, datagrams};
 pub use echo::echo_sizes;
 pub use flow::{Flow, FlowReport};
 pub use http::http;
+pub use order::{Order, order};
 pub use ping::{Pings, pings, too_big};
 pub use reach::{tcp_reaches, udp_reaches};
 pub use request::requests;
+pub use segments::udp_segments;
 pub use stream::throughput;
 
 /// How long a single answer may take on a machine that does much else.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Any address of the family of this one.
+fn any(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() }
+}

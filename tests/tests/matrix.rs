@@ -17,6 +17,7 @@ mod matrix {
     pub mod sizes;
     pub mod spoof;
     pub mod stage;
+    pub mod throughput;
     pub mod traces;
 }
 
@@ -28,7 +29,8 @@ use libtest_mimic::{Arguments, Trial};
 
 use matrix::stage::{Matrix, Story};
 use matrix::{
-    bad_input, change, ethdev, fastpath, fault, foreign, hosts, means, reach, recovery, sizes, spoof, traces,
+    bad_input, change, ethdev, fastpath, fault, foreign, hosts, means, reach, recovery, sizes, spoof,
+    throughput, traces,
 };
 
 /// The data paths that every story is told over.
@@ -88,7 +90,7 @@ fn own_words(words: impl Iterator<Item = String>) -> (Vec<String>, Option<String
 
 /// Where there is a fast path, its own families, too.
 const FAST_FAMILIES: &[(&str, &[(&str, Story)])] =
-    &[("fastpath", fastpath::STORIES), ("ethdev", ethdev::STORIES)];
+    &[("fastpath", fastpath::STORIES), ("ethdev", ethdev::STORIES), ("throughput", throughput::STORIES)];
 
 /// Told once: it makes its own of nodes that ask for the fast path.
 const MEANS_FAMILY: (&str, &[(&str, Story)]) = ("means", means::STORIES);

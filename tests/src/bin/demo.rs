@@ -1,20 +1,23 @@
 //! The main job, shown and checked: two clusters of one node each in one state, two pods on each.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::IpAddr;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use causeway_model::Family;
-use causeway_tests::lab::{Datapath, Lab, LabSpec, Node, Pod};
+use anyhow::{Context, Result, bail, ensure};
+use causeway_model::{Family, Path};
+use causeway_tests::lab::{Datapath, Lab, LabSpec, Node, Pod, PodSpec};
 use causeway_tests::leftovers::{Holdings, Leftovers};
 use causeway_tests::namespace::Namespace;
-use causeway_tests::traffic::{bulk, echo_sizes, http, pings, too_big};
+use causeway_tests::traffic::{bulk, echo_sizes, http, pings, throughput, too_big};
 use clap::Parser;
 
 /// What the bulk transfer carries.
-const BULK: u64 = 256 << 20;
+const BULK: u64 = 64 << 20;
+/// How long a sample of TCP lasts.
+const SAMPLE: Duration = Duration::from_secs(3);
 /// What IPv4 and UDP headers take of a packet; IPv6 takes twenty more.
 const UDP_HEADERS: usize = 28;
 
@@ -117,7 +120,44 @@ impl Scene {
             }
         }
         self.too_big(anna, cleo)?;
-        self.nodes_and_pods(anna, cleo)
+        self.nodes_and_pods(anna, cleo)?;
+        self.samples()
+    }
+
+    /// One stream over each path, pods of one node and of two.
+    fn samples(&self) -> Result<()> {
+        heading("three seconds of TCP, one stream, on this machine");
+        let [anna, bert, cleo, dora] = self.pods.as_slice() else { unreachable!("four pods were added") };
+        // Where only one of the first node's pods is on the fast path, another one comes for it to talk to.
+        let alone = self.path_of(anna)? != self.path_of(bert)?;
+        let fast = PodSpec::named("emma").annotation("causeway.dev/path", "fast");
+        let emma = alone.then(|| self.lab.add_pod("n1", fast)).transpose()?;
+        let near = emma.as_ref().unwrap_or(bert);
+        let routes =
+            [("on one node", anna, near), ("on one node", cleo, dora), ("between clusters", anna, cleo)];
+        let mut told = BTreeSet::new();
+        for (what, from, to) in routes {
+            let paths = format!("{} to {}", self.path_of(from)?, self.path_of(to)?);
+            if !told.insert((what, paths.clone())) {
+                continue;
+            }
+            let bits = throughput(from.namespace(), to.namespace(), to.address(Family::V4), 1, SAMPLE)
+                .with_context(|| format!("{what}, {paths}: TCP"))?;
+            let names = format!("{paths} ({} to {})", from.name(), to.name());
+            line(what, &names, &format!("{:.1} Gbit/s", bits / 1e9));
+        }
+        emma.map_or(Ok(()), |emma| Ok(self.lab.del_pod(emma.name())?))
+    }
+
+    /// The path that a pod hangs on.
+    fn path_of(&self, pod: &Pod) -> Result<Path> {
+        for node in &self.nodes {
+            let found = node.endpoints()?.into_iter().find(|endpoint| endpoint.endpoint.key == pod.key());
+            if let Some(found) = found {
+                return Ok(found.endpoint.path);
+            }
+        }
+        bail!("no node has pod {}", pod.name())
     }
 
     /// Everything that two pods say to each other.
@@ -129,7 +169,7 @@ impl Scene {
         line(what, &format!("ping {address}"), &format!("10 of 10, {:.3} ms", answers.average));
         let sent = bulk(here, there, address, BULK).with_context(|| format!("{what}: TCP"))?;
         ensure!(sent.is_intact() && sent.bytes == BULK, "{what}: TCP carried something else: {sent:?}");
-        line(what, "TCP, 256 MiB, equal SHA-256", &format!("{:.1} Gbit/s", sent.mbit() / 1e3));
+        line(what, "TCP, 64 MiB, equal SHA-256", &format!("{:.1} Gbit/s", sent.mbit() / 1e3));
         let most = usize::from(self.pod_mtu()?) - UDP_HEADERS - if family == Family::V6 { 20 } else { 0 };
         let sizes: Vec<_> = (0..=most).step_by(97).chain([most]).collect();
         echo_sizes(here, there, address, sizes.iter().copied()).with_context(|| format!("{what}: UDP"))?;

@@ -70,8 +70,7 @@ pub fn datagrams(
 }
 
 fn send(target: SocketAddr, size: usize, rate: Option<f64>, span: Duration) -> io::Result<(u64, Duration)> {
-    let any: IpAddr = if target.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = UdpSocket::bind((super::any(target.ip()), 0))?;
     socket.connect(target)?;
     let mut buffers = vec![vec![0; size]; BATCH];
     let (began, mut number) = (Instant::now(), 0_u64);

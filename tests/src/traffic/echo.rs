@@ -36,8 +36,7 @@ fn serve(server: &UdpSocket, done: &AtomicBool) {
 }
 
 fn ask_all(target: SocketAddr, sizes: impl IntoIterator<Item = usize>) -> io::Result<usize> {
-    let any: IpAddr = if target.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = UdpSocket::bind((super::any(target.ip()), 0))?;
     socket.connect(target)?;
     socket.set_read_timeout(Some(super::PATIENCE))?;
     let mut buffer = vec![0; 65_536];

@@ -18,8 +18,9 @@ pub fn tcp_reaches(from: &Namespace, to: &Namespace, address: IpAddr) -> bool {
 pub fn udp_reaches(from: &Namespace, to: &Namespace, address: IpAddr) -> bool {
     let Ok(server) = to.run(|| UdpSocket::bind((address, 0))) else { return false };
     let Ok(target) = server.local_addr() else { return false };
-    let any: IpAddr = if address.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
-    let sent = from.run(|| UdpSocket::bind((any, 0)).and_then(|socket| socket.send_to(b"hello", target)));
+    let sent = from.run(|| {
+        UdpSocket::bind((super::any(address), 0)).and_then(|socket| socket.send_to(b"hello", target))
+    });
     let heard = server.set_read_timeout(Some(SILENCE)).and_then(|()| server.recv(&mut [0; 16]));
     sent.is_ok() && heard.is_ok_and(|length| length == 5)
 }
