@@ -109,7 +109,7 @@ impl Recording {
             at += HEADS.1 + length as usize;
             frames += 1;
         }
-        Ok(Self { file, frames })
+        Ok(Self { file, frames, partial: 0 })
     }
 
     /// The frames that a display filter takes, each as these fields, joined by tabs. Where headers are nested, all of
