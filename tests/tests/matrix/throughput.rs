@@ -207,11 +207,9 @@ fn memory_is_bounded_and_comes_back(matrix: &Matrix) -> anyhow::Result<()> {
         n1.drops(DropReason::NoBuffer)?
     );
     // A worker keeps one of each kind at hand.
-    let back = || {
-        n1.status()
-            .and_then(|status| Ok(process(status).is_ok_and(|now| now.buffers - now.buffers_free <= 2)))
-    };
-    ensure!(within(Duration::from_secs(3), || back().unwrap_or(false)), "{:?}", process(n1.status()?)?);
+    let all_back = |status| process(status).is_ok_and(|now| now.buffers - now.buffers_free <= 2);
+    let back = within(Duration::from_secs(3), || n1.status().is_ok_and(all_back));
+    ensure!(back, "{:?}", process(n1.status()?)?);
     ensure!(least > idle.buffers / 2, "of {} buffers {least} were free at worst", idle.buffers);
     Ok(())
 }
