@@ -1,6 +1,7 @@
 //! Nodes as network namespaces, each with a real agent, joined by a wire; pods plugged in by real CNI calls.
 
 mod agent;
+mod announced;
 mod binaries;
 mod error;
 mod foreign;

@@ -1,7 +1,8 @@
 //! The whole system in network namespaces: the lab, the demo and the stories told over them.
 //!
 //! A [`lab::Lab`] is a set of nodes, each a network namespace with a real agent in it, joined by a kernel bridge or by the
-//! user-space [`switch`]. [`namespace`], [`process`] and [`hugepages`] are what it is made of; [`traffic`], [`packet_socket`],
+//! user-space [`switch`]. [`namespace`], [`process`] and [`hugepages`] are what it is made of, [`runtime`] whatever else
+//! calls the plugin; [`traffic`], [`packet_socket`],
 //! [`capture`] and [`leftovers`] are what its tests look with.
 
 pub mod capture;
@@ -13,5 +14,6 @@ pub mod namespace;
 pub mod packet_socket;
 pub mod pcap;
 pub mod process;
+pub mod runtime;
 pub mod switch;
 pub mod traffic;

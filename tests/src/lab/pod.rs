@@ -143,7 +143,7 @@ impl Lab {
     }
 
     /// Writes down a new pod, its labels and what a mixed lab makes of it.
-    fn register_pod(&self, node: &Node, spec: PodSpec) -> Result<PodRecord, LabError> {
+    pub(super) fn register_pod(&self, node: &Node, spec: PodSpec) -> Result<PodRecord, LabError> {
         let PodSpec { name, labels, mut annotations } = spec;
         let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if name.is_empty() || name.len() > 40 || name == "wire" || !name.chars().all(good) {
