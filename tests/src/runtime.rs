@@ -26,7 +26,7 @@ use crate::process::Process;
 
 pub use containerd::Containerd;
 pub use cri::{HostPort, Sandbox};
-pub use image::{Image, PAGE, PORT};
+pub use image::{Image, PAGE, PORT, page};
 pub use podman::Podman;
 
 /// No command of a runtime takes longer than this, or it hangs.
@@ -126,12 +126,10 @@ impl Home {
         pids.filter(ours).filter_map(Process::of).collect()
     }
 
-    /// Ends what is left, takes mounts away, and removes the directory.
-    fn clear(&self) -> anyhow::Result<()> {
+    /// Ends what is left, and takes mounts away.
+    fn still(&self) -> anyhow::Result<()> {
         for process in self.children() {
-            process
-                .stop(Duration::from_secs(2))
-                .with_context(|| format!("stopping process {}", process.pid))?;
+            process.kill().with_context(|| format!("killing process {}", process.pid))?;
         }
         let mounts = fs::read_to_string("/proc/self/mounts")?;
         let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
@@ -140,6 +138,12 @@ impl Home {
             umount2(*point, MntFlags::MNT_DETACH)
                 .with_context(|| format!("unmounting {}", point.display()))?;
         }
+        Ok(())
+    }
+
+    /// Leaves nothing.
+    fn clear(&self) -> anyhow::Result<()> {
+        self.still()?;
         fs::remove_dir_all(&self.directory).with_context(|| format!("removing {}", self.directory.display()))
     }
 }

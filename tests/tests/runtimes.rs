@@ -7,6 +7,7 @@ mod runtimes {
     pub mod burst;
     pub mod containerd;
     pub mod podman;
+    pub mod recovery;
     pub mod stage;
 }
 
@@ -17,17 +18,18 @@ use causeway_tests::lab::{Datapath, Lab};
 use libtest_mimic::{Arguments, Trial};
 
 use runtimes::stage::{Stage, Story};
-use runtimes::{burst, containerd, podman};
+use runtimes::{burst, containerd, podman, recovery};
 
 /// The stories by family.
 const FAMILIES: &[(&str, &[(&str, Story)])] =
-    &[("containerd", containerd::STORIES), ("podman", podman::STORIES)];
+    &[("containerd", containerd::STORIES), ("podman", podman::STORIES), ("recovery", recovery::STORIES)];
 
 /// What takes long.
 const FULL_FAMILIES: &[(&str, &[(&str, Story)])] = &[("burst", burst::STORIES)];
 
 /// The faults, and the family that must fail of each.
-const FAULTS: &[(&str, &str)] = &[("pod-kept", "containerd"), ("wire-cut", "podman")];
+const FAULTS: &[(&str, &str)] =
+    &[("pod-kept", "containerd"), ("wire-cut", "podman"), ("late-del-lost", "recovery")];
 
 fn main() -> ExitCode {
     let (mut words, mut fault) = (Vec::new(), None);

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 
 use super::cri::{Cri, Sandbox};
 use super::{Home, Image, LIFE, Running, end, eventually};
+use crate::command;
 use crate::lab::Node;
 use crate::namespace::Namespace;
 use crate::process::Process;
@@ -95,6 +96,21 @@ impl Containerd {
     /// Kills it without warning; its pods live on.
     pub fn kill(&self) -> anyhow::Result<()> {
         end(self.timeout, Signal::SIGKILL)
+    }
+
+    /// Ends it and these pods as a loss of power does: nobody says goodbye, and what lived in memory is gone.
+    pub fn lose_power(&self, pods: &[&Running]) -> anyhow::Result<()> {
+        self.kill()?;
+        self.home.still()?;
+        for pod in pods {
+            let inside = command::run(&format!("ip netns pids {}", pod.namespace.name()))?;
+            for process in inside.split_whitespace().filter_map(|pid| Process::of(pid.parse().ok()?)) {
+                process.kill()?;
+            }
+            pod.namespace.delete()?;
+        }
+        fs::remove_dir_all(self.home.at("state"))?;
+        Ok(())
     }
 
     /// Starts it again.

@@ -1,17 +1,23 @@
 //! An image that needs no registry: one static program and one page.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::command;
+use crate::namespace::Namespace;
 
+/// How long a page may take.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// What every container of it serves.
 pub const PAGE: &str = "a page of a pod\n";
 /// Where.
@@ -68,6 +74,23 @@ impl Image {
     pub fn name(&self) -> &'static str {
         NAME
     }
+}
+
+/// Asks for the page, from a namespace.
+pub fn page(from: &Namespace, of: SocketAddr) -> io::Result<String> {
+    from.run(|| {
+        let mut stream = TcpStream::connect_timeout(&of, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(stream, "GET /index.html HTTP/1.0\r\nHost: {of}\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        match answer.split_once("\r\n\r\n") {
+            Some((head, body)) if head.starts_with("HTTP/1.") && head.contains(" 200 ") => {
+                Ok(body.to_owned())
+            }
+            _ => Err(io::Error::other(format!("{of} answers {answer:?}"))),
+        }
+    })
 }
 
 fn tar(from: &Path, to: &Path, what: &str) -> anyhow::Result<()> {

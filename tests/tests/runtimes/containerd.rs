@@ -20,8 +20,6 @@ pub const STORIES: &[(&str, Story)] = &[
         the_network_is_there_when_it_is_installed_and_gone_when_it_is_uninstalled,
     ),
     ("a_failed_add_is_told_in_words_and_leaves_nothing", a_failed_add_is_told_in_words_and_leaves_nothing),
-    ("a_runtime_that_died_beside_its_pods_cleans_up", a_runtime_that_died_beside_its_pods_cleans_up),
-    ("pods_are_removed_while_the_agent_is_dead", pods_are_removed_while_the_agent_is_dead),
     ("ctr_run_has_a_network_and_gives_it_back", ctr_run_has_a_network_and_gives_it_back),
 ];
 
@@ -102,39 +100,6 @@ fn a_failed_add_is_told_in_words_and_leaves_nothing(stage: &Stage) -> anyhow::Re
     before.is_back(&[])?;
     let pod = containerd.run(&announced(&lab, "n1", "a")?).context("with its object")?;
     containerd.remove(&pod)?;
-    before.is_back(&[&pod])
-}
-
-fn a_runtime_that_died_beside_its_pods_cleans_up(stage: &Stage) -> anyhow::Result<()> {
-    let lab = stage.lab(1)?;
-    let node = lab.node("n1")?;
-    let mut containerd = stage.containerd(&node)?;
-    let before = Before::of(&node)?;
-    let pod = containerd.run(&announced(&lab, "n1", "a")?)?;
-    containerd.kill()?;
-    ensure!(node.ping(pod.address(Family::V4)?), "the pod's network died with the runtime");
-    // Somebody tidies up behind it: DEL will come without a namespace, and more than once.
-    pod.namespace.delete()?;
-    containerd.restart()?;
-    containerd.remove(&pod)?;
-    before.is_back(&[&pod])?;
-    let again = containerd.run(&announced(&lab, "n1", "b")?)?;
-    ensure!(node.ping(again.address(Family::V6)?));
-    containerd.remove(&again)?;
-    before.is_back(&[&again])
-}
-
-fn pods_are_removed_while_the_agent_is_dead(stage: &Stage) -> anyhow::Result<()> {
-    let lab = stage.lab(1)?;
-    let node = lab.node("n1")?;
-    let containerd = stage.containerd(&node)?;
-    let before = Before::of(&node)?;
-    let pod = containerd.run(&announced(&lab, "n1", "a")?)?;
-    lab.kill("n1", Role::Agent)?;
-    containerd.remove(&pod).context("with the agent dead")?;
-    let refused = containerd.run(&announced(&lab, "n1", "b")?).err().context("a pod without an agent")?;
-    ensure!(refused.to_string().contains("cni.sock"), "{refused}");
-    lab.start("n1", Role::Agent)?;
     before.is_back(&[&pod])
 }
 
