@@ -6,6 +6,8 @@
 mod attach;
 #[cfg(test)]
 pub(crate) mod bench;
+#[cfg(test)]
+mod capability_tests;
 mod check;
 mod gc;
 mod release;

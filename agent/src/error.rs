@@ -2,7 +2,7 @@ use std::io;
 use std::path::PathBuf;
 
 use causeway_model::plugin::Failure;
-use causeway_model::{DataplaneError, EndpointKey};
+use causeway_model::{DataplaneError, EndpointKey, PortMapping};
 use causeway_socket::SocketError;
 use thiserror::Error as ThisError;
 
@@ -110,6 +110,14 @@ pub enum Error {
         /// Why, in words.
         reasons: Vec<String>,
     },
+    /// Another attachment has a port of the node that this one asks for.
+    #[error("portMappings: port {port} of this node is held by {holder}")]
+    PortTaken {
+        /// The port, as it was asked for.
+        port: PortMapping,
+        /// Who has it.
+        holder: String,
+    },
     /// What the runtime gave for a namespace is not one a pod can be in.
     #[error("CNI_NETNS {netns:?}: {why}")]
     Namespace {
@@ -176,6 +184,7 @@ impl Error {
             Self::NotAsMade { .. } => Failure::NOT_AS_MADE,
             Self::Unable { hurts: false, .. } => Failure::NOT_AVAILABLE,
             Self::Unable { hurts: true, .. } => Failure::LIMITED,
+            Self::PortTaken { .. } => Failure::HOST_PORT_TAKEN,
             Self::Namespace { .. } => Failure::INVALID_ENVIRONMENT,
             Self::BadRequest(_) => Failure::INVALID_CONFIG,
             Self::Protocol(_) => Failure::INCOMPATIBLE_VERSION,

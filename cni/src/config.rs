@@ -1,19 +1,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use causeway_model::plugin::{SOCKET, TOMBSTONES, ValidAttachment};
+use causeway_model::plugin::{Capabilities, SOCKET, TOMBSTONES, ValidAttachment};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
+use crate::capabilities;
 use crate::error::Error;
 use crate::parameters::is_plain_name;
 use crate::version::SpecVersion;
 
 /// The longest path of a socket: `sun_path` less its final zero (unix(7)).
 const SOCKET_PATH: usize = 107;
-
-/// What a runtime may ask for.
-const CAPABILITIES: [&str; 4] = ["io.kubernetes.cri.pod-annotations", "ips", "ipRanges", "mac"];
 
 /// What the list of GC is called, the specification's name first.
 const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
@@ -102,8 +100,18 @@ impl Config {
     }
 
     /// What the result shall say of name resolution.
-    pub fn dns(&self) -> Result<Option<&Map<String, Value>>, Error> {
-        object(&self.document, "dns")
+    pub fn dns(&self) -> Result<Option<Map<String, Value>>, Error> {
+        let dns = capabilities::dns(object(&self.document, "dns")?, self.runtime()?)?;
+        Ok((!dns.is_empty()).then_some(dns))
+    }
+
+    /// What the runtime asks for beyond an attachment.
+    pub fn capabilities(&self) -> Result<Capabilities, Error> {
+        capabilities::read(self.runtime()?)
+    }
+
+    fn runtime(&self) -> Result<Option<&Map<String, Value>>, Error> {
+        object(&self.document, "runtimeConfig")
     }
 
     /// Refuses what would ask for more than an attachment, rather than making one that lacks it.
@@ -115,11 +123,9 @@ impl Config {
         {
             return refuse("ipMasq", masquerade);
         }
-        for (key, value) in object(&self.document, "runtimeConfig")?.into_iter().flatten() {
-            // Annotations tell, all other capabilities ask for something to be done.
-            if says_something(value) && !CAPABILITIES.contains(&key.as_str()) {
-                return refuse(&format!("runtimeConfig.{key}"), value);
-            }
+        let capabilities = self.capabilities()?;
+        if !capabilities.bandwidth.is_none() {
+            return refuse("runtimeConfig.bandwidth", &json!(capabilities.bandwidth));
         }
         Ok(())
     }
@@ -190,8 +196,6 @@ fn absolute(key: &'static str, path: &Path) -> Result<PathBuf, Error> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn read(changes: Value) -> Result<Config, Error> {
@@ -313,10 +317,6 @@ mod tests {
     fn what_we_cannot_do_is_refused_with_key_and_value() {
         for (changes, words) in [
             (json!({"ipMasq": true}), ["ipMasq", "true"]),
-            (
-                json!({"runtimeConfig": {"portMappings": [{"HostPort": 80}]}}),
-                ["runtimeConfig.portMappings", "80"],
-            ),
             (json!({"runtimeConfig": {"deviceID": "0000:03:00.1"}}), ["runtimeConfig.deviceID", "0000:03"]),
         ] {
             assert_refused(read(changes).unwrap().refuse_unsupported(), 2, &words);
@@ -326,6 +326,7 @@ mod tests {
             json!({"ipam": {"type": "causeway"}, "capabilities": {"portMappings": true}}),
             json!({"runtimeConfig": {"portMappings": null, "ips": [], "dns": {"servers": []}, "mac": ""}}),
             json!({"runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"a": "b"}}}),
+            json!({"runtimeConfig": {"portMappings": [{"HostPort": 80, "ContainerPort": 80}], "aliases": ["x"]}}),
         ] {
             read(nothing).unwrap().refuse_unsupported().unwrap();
         }

@@ -57,6 +57,14 @@ pub enum Error {
         /// What it is.
         value: Value,
     },
+    /// A device that the pod shall have for itself.
+    #[error(
+        "network configuration: runtimeConfig.deviceID = {value}: virtual functions are not supported yet"
+    )]
+    Device {
+        /// Its name, as the runtime gave it.
+        value: Value,
+    },
     /// The agent gave no answer, or none that we can read.
     #[error("the agent at {} {source}", .socket.display())]
     Unanswered {
@@ -117,7 +125,7 @@ impl Error {
             Self::Undecodable(_) => Failure::DECODING,
             Self::Incompatible(_) | Self::TooOld { .. } => Failure::INCOMPATIBLE_VERSION,
             Self::Config { .. } => Failure::INVALID_CONFIG,
-            Self::Unsupported { .. } => Failure::UNSUPPORTED_FIELD,
+            Self::Unsupported { .. } | Self::Device { .. } => Failure::UNSUPPORTED_FIELD,
             Self::Unanswered { source, .. } => source.code(),
             Self::NotServing { .. } => Failure::NOT_AVAILABLE,
             Self::Agent(failure) | Self::Ipam { failure, .. } => failure.code,

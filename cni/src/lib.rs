@@ -5,6 +5,7 @@
 //! itself, except leaving word of a deletion when the agent is dead.
 
 mod agent;
+mod capabilities;
 mod config;
 mod delegate;
 mod error;
@@ -23,7 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use causeway_model::plugin::{Attachment, Failure, IpamRequest, Reply, Request, VERSION, Verb};
+use causeway_model::plugin::{Attachment, Capabilities, Failure, IpamRequest, Reply, Request, VERSION, Verb};
 use serde_json::{Map, Value, json};
 
 use agent::Unanswered;
@@ -157,17 +158,22 @@ fn add(parameters: &Parameters, config: &Config, limits: &Limits) -> Result<Valu
     let mut ipam = ipam::request(&config.document, &parameters.args)?;
     let mut outcome =
         Outcome::from_previous(config.version, config.previous()?.cloned().unwrap_or_default())?;
-    outcome.resolve_by(config.dns()?);
+    outcome.resolve_by(config.dns()?.as_ref());
+    let capabilities = config.capabilities()?;
     let namespace = open_namespace(parameters)?;
     let Some(delegate) = delegate(parameters, config, limits)? else {
-        let attachment =
-            attach(&Request { ipam, ..request(Verb::Add, parameters, config) }, config, &namespace, limits)?;
+        let attachment = attach(
+            &Request { ipam, capabilities, ..request(Verb::Add, parameters, config) },
+            config,
+            &namespace,
+            limits,
+        )?;
         outcome.attach(&attachment, &parameters.interface, &parameters.netns);
         return Ok(outcome.into_document());
     };
     let Given { addresses, routes, dns } = delegate.add()?;
     ipam = IpamRequest { addresses, routes, delegate: Some(delegate.kind.clone()), ..ipam };
-    let asked = Request { ipam, ..request(Verb::Add, parameters, config) };
+    let asked = Request { ipam, capabilities, ..request(Verb::Add, parameters, config) };
     outcome.resolve_by(dns.as_ref());
     let attachment = attach(&asked, config, &namespace, limits).map_err(|error| {
         // Who took the question may still do it: it must undo it before the addresses are another pod's.
@@ -324,6 +330,8 @@ fn request(verb: Verb, parameters: &Parameters, config: &Config) -> Request {
         ipam: IpamRequest::default(),
         remembered: None,
         valid: None,
+        // What a deletion takes away is what was made, whatever is asked for by then.
+        capabilities: Capabilities::default(),
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use causeway_model::{
     Count, Counters, Dataplane, DataplaneError, Delta, DropReason, Endpoint, EndpointCounters, EndpointKey,
-    Snapshot, TunnelOwner, Update, UplinkKind,
+    IpNetwork, Snapshot, TunnelOwner, Update, UplinkKind,
 };
 
 use crate::capture::{Capture, Uplink};
@@ -22,7 +23,7 @@ use crate::objects::{HOST_LINK, Object, Sysctl, TUNNEL_LINK, UPLINK_LINK, is_pod
 use crate::observe::{self, Link};
 use crate::ruleset::Ruleset;
 use crate::sysctl::Before;
-use crate::{pod, removal, uplink, veth};
+use crate::{conntrack, pod, removal, uplink, veth};
 
 /// How the kernel path is to be run.
 #[derive(Clone, Debug)]
@@ -111,7 +112,22 @@ impl KernelDataplane {
         self.netns.retain(|key, _| snapshot.endpoints.contains_key(key));
         let mended = self.reconcile()?;
         tracing::debug!(?mended, "took up a whole state");
+        self.forget_orphans();
         Ok(())
+    }
+
+    /// What changed while nobody was there to see it: flows to pods that are no more, and those that mappings should have led.
+    fn forget_orphans(&self) {
+        let Some(desired) = &self.desired else { return };
+        let own = &desired.snapshot.settings.node.pod_prefixes;
+        conntrack::forget_where(|flow| {
+            let (to, answers) = (flow.to.ip(), flow.answers.ip());
+            to != answers
+                && own.iter().any(|prefix| prefix.contains(answers))
+                && !desired.elements.contains(&Element::Endpoint(answers))
+        });
+        let all: Vec<Element> = desired.elements.iter().cloned().collect();
+        conntrack::forget(&[], &all, local_addresses);
     }
 
     /// What of the node decides over what can be made.
@@ -154,6 +170,8 @@ impl KernelDataplane {
             if whole { self.reconcile().map(drop) } else { self.issue(&change.objects, &change.elements) };
         if result.is_err() {
             self.go_back(change.inverses);
+        } else {
+            conntrack::forget(&change.elements.gone, &change.elements.new, local_addresses);
         }
         result
     }
@@ -275,6 +293,15 @@ impl KernelDataplane {
         }
         Ok(counters)
     }
+}
+
+/// Every address of this node.
+fn local_addresses() -> Vec<IpAddr> {
+    let links = uplink::all().unwrap_or_else(|error| {
+        tracing::warn!(%error, "this node's addresses");
+        Vec::new()
+    });
+    links.iter().flat_map(|link| link.addresses.iter().map(IpNetwork::ip)).collect()
 }
 
 impl Dataplane for KernelDataplane {

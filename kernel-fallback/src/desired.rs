@@ -10,11 +10,12 @@ use causeway_model::{
 
 use crate::capture::Uplink;
 use crate::element::Element;
+use crate::host_ports;
 use crate::objects::{
     HOST_END_MTU, HOST_LINK, LinkState, MAIN_TABLE, Object, ROUTE_TABLE, Route, Sysctl, TUNNEL_LINK,
     UPLINK_LINK, UPLINK_MAC, UPLINK_MTU, Vxlan, Way,
 };
-use crate::sysctl::{IPV4_FORWARDING, IPV6_FORWARDING};
+use crate::sysctl::{self, IPV4_FORWARDING, IPV6_FORWARDING};
 
 /// The metric of the unreachable route for a pod prefix: behind anything that leads somewhere.
 const LAST_METRIC: u32 = 51717;
@@ -377,6 +378,9 @@ impl Context<'_> {
         wishes.elements.extend(addresses_of(peer).map(Element::NodeAddress));
         if self.kernel_tunnel() {
             self.admit(peer, &mut wishes);
+        } else {
+            let all = peer.pod_prefixes.iter().copied().chain(peer.underlay.iter().copied().map(single));
+            wishes.elements.extend(flatten(all).into_iter().map(Element::Tunnelled));
         }
         let Some(link) = self.tunnel_link() else { return wishes };
         let mac = if self.kernel_tunnel() { peer.vtep_mac } else { GATEWAY_MAC };
@@ -423,6 +427,10 @@ impl Context<'_> {
     fn of_endpoint(&self, endpoint: &Endpoint) -> Wishes {
         let mut wishes = Wishes::default();
         wishes.elements.extend(endpoint.addresses.iter().copied().map(Element::Endpoint));
+        wishes.elements.extend(host_ports::elements(endpoint));
+        if !self.kernel_tunnel() {
+            wishes.elements.extend(host_ports::fast_pod(endpoint));
+        }
         let name = endpoint.key.link_name();
         let (link, mac) = if has_veth(endpoint) {
             wishes.elements.push(Element::PodLink(name.clone()));
@@ -437,6 +445,10 @@ impl Context<'_> {
         } else {
             return wishes;
         };
+        if host_ports::wants_loopback(endpoint) {
+            let path = format!("net/ipv4/conf/{link}/{}", sysctl::ROUTE_LOCALNET);
+            wishes.objects.push(Object::Sysctl(Sysctl { link: Some(link.into()), path, value: "1" }));
+        }
         for address in endpoint.addresses.iter().copied() {
             wishes.objects.push(Object::Neighbour { link: link.into(), address, mac });
             let source = self.source(Family::of(address));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use causeway_model::{Family, IpNetwork, LinkName, MacAddr};
+use causeway_model::{Family, IpNetwork, LinkName, MacAddr, PortProtocol};
 
 /// One element of one set.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,6 +24,23 @@ pub(crate) enum Element {
     Inner(IpAddr, IpNetwork),
     /// The network identifier of somebody else's tunnel on our port.
     OtherTunnel(u32),
+    /// A port of the node, at one address or at all of a family, that leads to a pod.
+    HostPort {
+        /// At one address only.
+        at: Option<IpAddr>,
+        protocol: PortProtocol,
+        port: u16,
+        to: IpAddr,
+        to_port: u16,
+    },
+    /// A port of a pod to which ports of the node lead.
+    Mapped { to: IpAddr, protocol: PortProtocol, to_port: u16 },
+    /// A pod that can reach itself by a port of the node.
+    Hairpin(IpAddr),
+    /// A pod that the fast path reaches without this node's stack.
+    FastPod(IpAddr),
+    /// What the fast path reaches through the tunnel.
+    Tunnelled(IpNetwork),
 }
 
 impl Element {
@@ -42,6 +59,12 @@ impl Element {
             Self::Sender(_) => "senders",
             Self::Inner(_, prefix) => by_family(&prefix.ip(), "inner4", "inner6"),
             Self::OtherTunnel(_) => "other_tunnels",
+            Self::HostPort { at: None, to, .. } => by_family(to, "ports4", "ports6"),
+            Self::HostPort { to, .. } => by_family(to, "ports_at4", "ports_at6"),
+            Self::Mapped { to, .. } => by_family(to, "mapped4", "mapped6"),
+            Self::Hairpin(pod) => by_family(pod, "hairpins4", "hairpins6"),
+            Self::FastPod(pod) => by_family(pod, "fast_pods4", "fast_pods6"),
+            Self::Tunnelled(prefix) => by_family(&prefix.ip(), "tunnelled4", "tunnelled6"),
         }
     }
 
@@ -56,6 +79,19 @@ impl Element {
             }
             Self::Inner(sender, prefix) => format!("{sender} . {}", range(*prefix)),
             Self::OtherTunnel(vni) => format!("{vni:#x}"),
+            Self::HostPort { at: None, protocol, port, to, to_port } => {
+                format!("{protocol} . {port} : {to} . {to_port}")
+            }
+            Self::HostPort { at: Some(at), protocol, port, to, to_port } => {
+                format!("{at} . {protocol} . {port} : {to} . {to_port}")
+            }
+            Self::Mapped { to, protocol, to_port } => format!("{to} . {protocol} . {to_port}"),
+            Self::Hairpin(pod) => format!("{pod} . {pod}"),
+            Self::FastPod(pod) => pod.to_string(),
+            Self::Tunnelled(prefix) if prefix.prefix() == Family::of(prefix.ip()).host_length() => {
+                prefix.ip().to_string()
+            }
+            Self::Tunnelled(prefix) => prefix.to_string(),
         }
     }
 }
@@ -77,6 +113,19 @@ impl Element {
                 let (first, last) = ends(*prefix);
                 return (end(first), Some(end(last)));
             }
+            Self::HostPort { at, protocol, port, .. } => {
+                let at = at.map(address_bytes).unwrap_or_default();
+                [at, port_bytes(*protocol, *port)].concat()
+            }
+            Self::Mapped { to, protocol, to_port } => {
+                [address_bytes(*to), port_bytes(*protocol, *to_port)].concat()
+            }
+            Self::Hairpin(pod) => [address_bytes(*pod), address_bytes(*pod)].concat(),
+            Self::FastPod(pod) => address_bytes(*pod),
+            Self::Tunnelled(prefix) => {
+                let (first, last) = ends(*prefix);
+                return (address_bytes(first), Some(address_bytes(last)));
+            }
         };
         (key, None)
     }
@@ -89,6 +138,12 @@ fn link_bytes(link: &LinkName) -> [u8; 16] {
         *byte = letter;
     }
     bytes
+}
+
+/// A transport and a port of it.
+fn port_bytes(protocol: PortProtocol, port: u16) -> Vec<u8> {
+    let [high, low] = port.to_be_bytes();
+    vec![protocol.number().0, 0, 0, 0, high, low, 0, 0]
 }
 
 fn address_bytes(address: IpAddr) -> Vec<u8> {

@@ -77,7 +77,11 @@ pub(crate) fn install(netlink: &mut Netlink, object: &Object) -> Result<(), Kern
 pub(crate) fn remove(netlink: &mut Netlink, object: &Object) -> Result<(), KernelError> {
     let doing = || format!("removing {object}");
     let message = match object {
-        // A setting goes with its link, one of the whole namespace stays until everything of ours goes,
+        // The host port outlives the endpoints for whose sake it has this.
+        Object::Sysctl(setting) if setting.path.ends_with(sysctl::ROUTE_LOCALNET) => {
+            return sysctl::write(&setting.path, "0");
+        }
+        // Any other setting goes with its link, one of the whole namespace stays until everything of ours goes,
         // and a link's state is nothing that could be taken away.
         Object::Sysctl(_) | Object::Link(_) => return Ok(()),
         Object::Vxlan(_) => return remove_link(netlink, TUNNEL_LINK),

@@ -6,10 +6,12 @@
 
 mod capture;
 mod check;
+mod conntrack;
 mod dataplane;
 mod desired;
 mod element;
 mod error;
+mod host_ports;
 mod install;
 mod mend;
 pub mod namespace;

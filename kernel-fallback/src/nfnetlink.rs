@@ -50,7 +50,7 @@ const COUNTER_PACKETS: u16 = 2;
 
 /// A record of nfnetlink, unread.
 #[derive(Debug)]
-struct Record {
+pub(crate) struct Record {
     kind: u16,
     body: Vec<u8>,
 }
@@ -78,9 +78,9 @@ impl NetlinkDeserializable for Record {
 }
 
 impl Record {
-    /// A question with attributes.
-    fn question(kind: u16, attributes: &[(u16, &[u8])]) -> Self {
-        let mut body = vec![FAMILY_INET, 0, 0, 0];
+    /// A question about a family with attributes.
+    pub(crate) fn question(kind: u16, family: u8, attributes: &[(u16, &[u8])]) -> Self {
+        let mut body = vec![family, 0, 0, 0];
         for (kind, value) in attributes {
             body.extend(attribute(*kind, value));
         }
@@ -98,10 +98,10 @@ impl Record {
         let list: Vec<u8> = elements.iter().flat_map(|element| nested(element)).collect();
         let attributes =
             [(ELEMENTS_TABLE, table.as_bytes()), (ELEMENTS_SET, set.as_bytes()), (ELEMENTS, &list)];
-        Self::question(kind, &attributes)
+        Self::question(kind, FAMILY_INET, &attributes)
     }
 
-    fn attributes(&self) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
+    pub(crate) fn attributes(&self) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
         attributes(self.body.get(HEADER..).unwrap_or_default())
     }
 }
@@ -124,11 +124,18 @@ fn nested(element: &Element) -> Vec<u8> {
     attribute(ELEMENT, &parts)
 }
 
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
+/// The attributes that bytes hold, as far as they can be read.
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
     NlasIterator::new(bytes).map_while(Result::ok)
 }
 
-fn ask(netlink: &mut Netlink, question: Record, flags: u16, doing: &str) -> Result<Vec<Record>, KernelError> {
+/// Asks one question of nfnetlink.
+pub(crate) fn ask(
+    netlink: &mut Netlink,
+    question: Record,
+    flags: u16,
+    doing: &str,
+) -> Result<Vec<Record>, KernelError> {
     let answer = netlink.exchange(question, NLM_F_REQUEST | flags);
     Ok(answer.map_err(|failure| failed(failure, doing))?.records)
 }
@@ -143,7 +150,7 @@ fn failed(failure: Failure, doing: &str) -> KernelError {
 /// The number of the last transaction of this namespace's nftables, whoever made it.
 pub(crate) fn generation(netlink: &mut Netlink) -> Result<u32, KernelError> {
     let doing = "asking for the generation of nftables";
-    let records = ask(netlink, Record::question(GET_GENERATION, &[]), 0, doing)?;
+    let records = ask(netlink, Record::question(GET_GENERATION, FAMILY_INET, &[]), 0, doing)?;
     let id = records.iter().flat_map(Record::attributes).find(|attribute| attribute.kind() == GENERATION_ID);
     id.and_then(|id| id.value().try_into().ok().map(u32::from_be_bytes)).ok_or_else(|| KernelError::Io {
         doing: doing.into(),
@@ -185,7 +192,8 @@ pub(crate) fn has_element(netlink: &mut Netlink, element: &Element) -> Result<bo
 pub(crate) fn counters(netlink: &mut Netlink) -> Result<Vec<(DropReason, Count)>, KernelError> {
     let table = format!("{TABLE}\0");
     let kind = OBJECT_IS_COUNTER.to_be_bytes();
-    let question = Record::question(GET_OBJECT, &[(OBJECT_TABLE, table.as_bytes()), (OBJECT_TYPE, &kind)]);
+    let question =
+        Record::question(GET_OBJECT, FAMILY_INET, &[(OBJECT_TABLE, table.as_bytes()), (OBJECT_TYPE, &kind)]);
     let records = ask(netlink, question, NLM_F_DUMP, "listing the counters of drops")?;
     Ok(records.iter().filter_map(counter).collect())
 }

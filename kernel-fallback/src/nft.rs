@@ -17,6 +17,9 @@ use crate::netlink::Netlink;
 use crate::nfnetlink::{change_elements, counters, generation, has_element};
 use crate::ruleset::{Ruleset, TABLE, delta};
 
+/// So often is the table loaded again when others change something meanwhile.
+const LOADS: usize = 3;
+
 /// What was loaded, for the next process: the text that we wrote, and how nft lists it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Memory {
@@ -205,9 +208,7 @@ impl Nft {
             self.counted.clone()
         });
         let count = |reason| counted.get(&reason).copied().unwrap_or_default();
-        run(&ruleset.document(elements.iter(), count), "loading the table")?;
-        let generation = generation(&mut self.netlink)?;
-        let listing = listing()?.unwrap_or_default();
+        let (generation, listing) = self.load_untouched(&ruleset.document(elements.iter(), count))?;
         let chains = chains(&listing);
         // Whatever is listed differently right now is a matter of how this nft writes, or of another hand in this
         // very moment; loading again and again would help neither.
@@ -217,9 +218,24 @@ impl Nft {
         }
         let elements = elements.iter().cloned().collect();
         self.remember(&Memory { text: ruleset.text(), chains: chains.clone() });
-        self.loaded =
-            Some(Loaded { ruleset: ruleset.clone(), generation: Some(generation), chains, elements });
+        self.loaded = Some(Loaded { ruleset: ruleset.clone(), generation, chains, elements });
         Ok(())
+    }
+
+    /// Loads the table and lists it. What another hand changes in that very moment must not pass for ours, so then it is loaded
+    /// again; where others change their own tables all the time, the generation stays open.
+    fn load_untouched(&mut self, document: &str) -> Result<(Option<u32>, String), KernelError> {
+        let mut last = String::new();
+        for _ in 0..LOADS {
+            let before = generation(&mut self.netlink)?;
+            run(document, "loading the table")?;
+            last = listing()?.unwrap_or_default();
+            let after = generation(&mut self.netlink)?;
+            if after == before.wrapping_add(1) {
+                return Ok((Some(after), last));
+            }
+        }
+        Ok((None, last))
     }
 }
 
@@ -293,8 +309,8 @@ fn chains(listing: &str) -> String {
 /// The elements of a listing, by set.
 fn sets(listing: &str) -> BTreeMap<&str, BTreeSet<String>> {
     let mut sets = BTreeMap::new();
-    // What stands between one `set` line and the next has at most one list of elements.
-    for part in listing.split("\tset ").skip(1) {
+    // What stands between one `set` or `map` line and its end has at most one list of elements.
+    for part in ["\tset ", "\tmap "].into_iter().flat_map(|keyword| listing.split(keyword).skip(1)) {
         let Some((name, body)) = part.split_once(" {") else { continue };
         let body = body.split("\n\t}").next().unwrap_or_default();
         let elements = body.split_once("elements = {").and_then(|(_, list)| list.split_once('}'));

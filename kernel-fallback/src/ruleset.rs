@@ -6,6 +6,8 @@ use causeway_model::{Count, DropReason, Family, IpNetwork, LinkName, Settings, T
 
 use crate::desired::flatten;
 use crate::element::{BySet, Element, by_set};
+use crate::host_ports;
+use crate::objects::HOST_LINK;
 
 /// The name of our table.
 pub(crate) const TABLE: &str = "causeway";
@@ -18,6 +20,8 @@ pub(crate) struct Ruleset {
     underlay: Family,
     kernel_tunnel: bool,
     pod_prefixes: Vec<IpNetwork>,
+    /// The chains that lead ports of the node to pods.
+    host_ports: String,
 }
 
 impl Ruleset {
@@ -28,6 +32,7 @@ impl Ruleset {
             underlay: settings.underlay_family(),
             kernel_tunnel: settings.tunnel == TunnelOwner::Kernel,
             pod_prefixes: flatten(settings.node.pod_prefixes.iter().copied()),
+            host_ports: host_ports::chains(settings),
         }
     }
 
@@ -44,13 +49,14 @@ impl Ruleset {
             let _ = writeln!(text, " counter {reason} {{ packets {packets} bytes {bytes}\n }}");
         }
         let mut elements = by_set(elements);
-        for (name, kind) in self.sets() {
+        for (keyword, name, kind) in self.sets() {
             let members = elements.remove(name).map(|texts| texts.join(", "));
             let members = members.map(|texts| format!("  elements = {{ {texts} }}\n")).unwrap_or_default();
-            let _ = writeln!(text, " set {name} {{\n  {kind}\n{members} }}");
+            let _ = writeln!(text, " {keyword} {name} {{\n  {kind}\n{members} }}");
         }
         text.push_str(&self.guard_pods());
         text.push_str(&if self.kernel_tunnel { self.guard_tunnel() } else { self.guard_port() });
+        text.push_str(&self.host_ports);
         text.push_str("}\n");
         text
     }
@@ -60,8 +66,8 @@ impl Ruleset {
         self.document([], |_| Count::default())
     }
 
-    /// Every set and its type.
-    fn sets(&self) -> Vec<(&'static str, &'static str)> {
+    /// Every set and map: its keyword, its name, its type.
+    fn sets(&self) -> Vec<(&'static str, &'static str, &'static str)> {
         let mut sets = vec![
             ("pod_links", "type ifname"),
             ("pod_macs", "type ifname . ether_addr"),
@@ -89,7 +95,8 @@ impl Ruleset {
                 ],
             });
         }
-        sets
+        let sets = sets.into_iter().map(|(name, kind)| ("set", name, kind));
+        sets.chain(host_ports::sets(!self.kernel_tunnel)).collect()
     }
 
     /// What guards pods' links and pods' addresses. It runs before connection tracking, so that what is
@@ -100,6 +107,10 @@ impl Ruleset {
         let mut text = format!(
             " chain prerouting {{\n  type filter hook prerouting priority -310; policy accept;\n  iifname \"{pods}*\" jump from_pod\n"
         );
+        // Where the node's loopback may speak to pods through a link (`route_localnet`), nothing may speak to it that way.
+        let no_route = refuse(DropReason::NoRoute);
+        let _ =
+            writeln!(text, "  iifname {{ \"{pods}*\", \"{HOST_LINK}\" }} ip daddr 127.0.0.0/8 {no_route}");
         for prefix in &self.pod_prefixes {
             let (header, set) = match prefix {
                 IpNetwork::V4(_) => ("ip", "endpoints4"),

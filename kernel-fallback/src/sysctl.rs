@@ -15,6 +15,9 @@ pub(crate) const IPV4_FORWARDING: &str = "net/ipv4/ip_forward";
 /// Forwarding over IPv6, of the whole namespace.
 pub(crate) const IPV6_FORWARDING: &str = "net/ipv6/conf/all/forwarding";
 
+/// Of a link: packets from the node's loopback may leave by it, and those to it come in.
+pub(crate) const ROUTE_LOCALNET: &str = "route_localnet";
+
 fn file(path: &str) -> PathBuf {
     Path::new("/proc/sys").join(path)
 }

@@ -86,6 +86,8 @@ drop_reasons! {
     PortFull = "port-full",
     /// The port that should send the frame is down.
     PortDown = "port-down",
+    /// More than the pod's bandwidth limit lets through (capability `bandwidth`).
+    RateLimited = "rate-limited",
 }
 
 impl DropReason {

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::hash::fnv1a;
-use crate::{Family, MacAddr};
+use crate::{Bandwidth, Family, MacAddr, PortMapping};
 
 /// What an attachment is known by (CNI 1.1.0 §2): never a pod name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -153,6 +153,12 @@ pub struct Endpoint {
     pub path_reason: String,
     /// What it hangs on.
     pub port: PortKind,
+    /// The ports of the node that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+    /// How fast it may be.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_none")]
+    pub bandwidth: Bandwidth,
 }
 
 impl Endpoint {

@@ -3,6 +3,7 @@
 //! Nothing here does I/O, starts a thread or reads a clock. Prefixes are [`ipnetwork::IpNetwork`],
 //! hardware addresses and network identifiers are those of [`causeway_wire`].
 
+mod bandwidth;
 mod cluster;
 mod dataplane;
 mod drop_reason;
@@ -14,8 +15,10 @@ mod name;
 mod node;
 pub mod operator;
 pub mod plugin;
+mod port_mapping;
 mod snapshot;
 
+pub use bandwidth::{Bandwidth, RateLimit};
 pub use causeway_wire::{MacAddr, Vni};
 pub use cluster::Cluster;
 pub use dataplane::{Count, Counters, Dataplane, DataplaneError, EndpointCounters, Update};
@@ -25,6 +28,7 @@ pub use frame::{FrameError, read_frame, write_frame};
 pub use ipnetwork::IpNetwork;
 pub use name::{ClusterName, InvalidName, NodeName};
 pub use node::{Family, Node, NodeId};
+pub use port_mapping::{PortMapping, PortProtocol};
 pub use snapshot::{Delta, Overlay, Settings, Snapshot, TunnelOwner, UplinkKind};
 
 /// The gateway a pod sees over IPv4; link-local, answered by us on every port.

@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{EndpointKey, MacAddr, Path, PodName};
+use crate::{Bandwidth, EndpointKey, MacAddr, Path, PodName, PortMapping};
 
 /// The version of this protocol.
 pub const VERSION: u32 = 1;
@@ -65,6 +65,9 @@ pub struct Request {
     /// GC: the attachments of the network that stay. None is no list at all, and never an empty one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid: Option<Vec<ValidAttachment>>,
+    /// What the runtime asks for beyond an attachment.
+    #[serde(default)]
+    pub capabilities: Capabilities,
 }
 
 /// Addresses of one family that an attachment may get, as the network configuration or the runtime bounds them.
@@ -125,6 +128,20 @@ pub struct ValidAttachment {
     /// Its interface.
     #[serde(rename = "ifname")]
     pub interface: String,
+}
+
+/// What a runtime asks for by way of `runtimeConfig`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// `portMappings`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+    /// `bandwidth`.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_none")]
+    pub bandwidth: Bandwidth,
+    /// `io.kubernetes.cri.pod-annotations`: they count where no object tells of the pod.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// Word of a deletion that the agent has not heard of: a file named by the attachment, so that writing it twice is writing it once.
@@ -217,6 +234,8 @@ impl Failure {
     pub const DATAPATH: u32 = 102;
     /// Ours: the attachment is not as it was made.
     pub const NOT_AS_MADE: u32 = 103;
+    /// Ours: another attachment has the port of the node.
+    pub const HOST_PORT_TAKEN: u32 = 110;
 
     /// A failure without details.
     pub fn new(code: u32, msg: impl Into<String>) -> Self {

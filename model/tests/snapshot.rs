@@ -36,6 +36,8 @@ fn endpoint(number: u8, variant: u8) -> Endpoint {
         routes: None,
         path_reason: "drawn".into(),
         port: PortKind::Veth,
+        port_mappings: Vec::new(),
+        bandwidth: Default::default(),
     }
 }
 

@@ -9,6 +9,7 @@ mod order;
 mod ping;
 mod reach;
 mod request;
+mod responder;
 mod segments;
 mod stream;
 
@@ -24,6 +25,7 @@ pub use order::{Order, order};
 pub use ping::{Pings, pings, too_big};
 pub use reach::{tcp_reaches, udp_reaches};
 pub use request::requests;
+pub use responder::{Answered, Responder, UdpQuestioner, ask_tcp, ask_udp};
 pub use segments::udp_segments;
 pub use stream::throughput;
 

@@ -5,6 +5,7 @@
 
 mod matrix {
     pub mod bad_input;
+    pub mod capabilities;
     pub mod change;
     pub mod ethdev;
     pub mod fastpath;
@@ -29,8 +30,8 @@ use libtest_mimic::{Arguments, Trial};
 
 use matrix::stage::{Matrix, Story};
 use matrix::{
-    bad_input, change, ethdev, fastpath, fault, foreign, hosts, means, reach, recovery, sizes, spoof,
-    throughput, traces,
+    bad_input, capabilities, change, ethdev, fastpath, fault, foreign, hosts, means, reach, recovery, sizes,
+    spoof, throughput, traces,
 };
 
 /// The data paths that every story is told over.
@@ -47,6 +48,7 @@ const FAMILIES: &[(&str, &[(&str, Story)])] = &[
     ("foreign", foreign::STORIES),
     ("spoof", spoof::STORIES),
     ("bad_input", bad_input::STORIES),
+    ("capabilities", capabilities::STORIES),
 ];
 
 fn main() -> ExitCode {

@@ -25,6 +25,7 @@ fn request(container: &str) -> Vec<u8> {
         ipam: Default::default(),
         remembered: None,
         valid: None,
+        capabilities: Default::default(),
     };
     let mut bytes = Vec::new();
     write_frame(&mut bytes, &request).unwrap();

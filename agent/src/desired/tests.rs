@@ -404,6 +404,8 @@ fn endpoints_are_handed_through() {
         routes: None,
         path_reason: "asked for".into(),
         port: causeway_model::PortKind::Veth,
+        port_mappings: Vec::new(),
+        bandwidth: Default::default(),
     };
     let world = World::of_files([("all.yaml", &*(LYON.to_owned() + &east()))]);
     let config = Config::from_yaml("agent.yaml", "node: east").unwrap();

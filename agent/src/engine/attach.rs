@@ -7,7 +7,7 @@ use causeway_kernel_fallback::HOST_END_MTU;
 use causeway_model::plugin::{self, Attachment, IpamRequest, PodAddress, Reply, Request, Verb};
 use causeway_model::{
     Dataplane, Endpoint, EndpointKey, Family, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Identity, IpNetwork,
-    PortKind, Settings,
+    PortKind, PortProtocol, Settings,
 };
 
 use super::{Core, Engine};
@@ -110,6 +110,29 @@ impl Core {
         self.world.as_ref()?.pod(request.pod.as_ref()?)
     }
 
+    /// The pod as its object tells of it, or, where none does, as the annotations do that the runtime passed on.
+    fn described(&self, request: &Request) -> PodObject {
+        let told = || PodObject::of_annotations(&request.capabilities.annotations);
+        self.pod(request).cloned().unwrap_or_else(told)
+    }
+
+    /// A port of the node leads to one endpoint, and never takes the tunnel's place.
+    fn refuse_taken_ports(&self, request: &Request, tunnel_port: u16) -> Result<(), Error> {
+        let wanted = &request.capabilities.port_mappings;
+        for mapping in wanted {
+            if mapping.protocol == PortProtocol::Udp && mapping.host_port.get() == tunnel_port {
+                let text = format!("portMappings: {mapping} is the port of the tunnel between the nodes");
+                return Err(Error::BadRequest(text));
+            }
+            let holds = |other: &&Endpoint| other.port_mappings.iter().any(|held| held.overlaps(mapping));
+            if let Some(holder) = self.roster.endpoints().values().find(holds) {
+                let pod = holder.pod.as_ref().map_or_else(String::new, |pod| format!(" (pod {pod})"));
+                return Err(Error::PortTaken { port: *mapping, holder: format!("{}{pod}", holder.key) });
+            }
+        }
+        Ok(())
+    }
+
     /// Makes an endpoint of a request, in the order in which a crash or a failure leaves nothing open: remembered first,
     /// guarded second, plugged in last.
     fn attach(
@@ -122,6 +145,7 @@ impl Core {
             return Err(Error::NotReady(self.missing().into_iter().collect()));
         };
         let pod_mtu = settings.pod_mtu;
+        self.refuse_taken_ports(request, settings.overlay.port)?;
         let grant = self.grant(settings, &request.ipam, &self.wanted(request)?)?;
         let endpoint = self.endpoint(request, &grant, pod_mtu)?;
         let world = self.world.clone().unwrap_or_default();
@@ -169,19 +193,20 @@ impl Core {
     fn wanted(&self, request: &Request) -> Result<Wanted, Error> {
         let ipam = &request.ipam;
         let mut wanted = Wanted { addresses: ipam.addresses.clone(), mac: ipam.mac };
-        let Some(object) = self.pod(request) else { return Ok(wanted) };
-        let pod = object.name();
-        let invalid = |error| Error::BadRequest(format!("pod {pod}: {error}"));
+        let object = self.described(request);
+        let pod = self.pod(request).map(|pod| format!("pod {}", pod.name()));
+        let pod = pod.unwrap_or_else(|| request.key.to_string());
+        let invalid = |error| Error::BadRequest(format!("{pod}: {error}"));
         let other = ipam.delegate.as_ref().map_or("the runtime".into(), |kind| format!("IPAM plugin {kind}"));
         for address in object.wanted_addresses().map_err(invalid)? {
             match ipam.addresses.iter().find(|one| Family::of(**one) == Family::of(address)) {
                 Some(one) if *one == address => {}
                 Some(one) => {
-                    let annotated = format!("pod {pod}: annotation causeway.dev/addresses says {address}");
+                    let annotated = format!("{pod}: annotation causeway.dev/addresses says {address}");
                     return Err(Error::BadRequest(format!("{annotated}, {other} {one}")));
                 }
                 None if ipam.delegate.is_some() => {
-                    let annotated = format!("pod {pod}: annotation causeway.dev/addresses says {address}");
+                    let annotated = format!("{pod}: annotation causeway.dev/addresses says {address}");
                     let family = Family::of(address);
                     return Err(Error::BadRequest(format!("{annotated}, {other} gave no {family} address")));
                 }
@@ -190,7 +215,7 @@ impl Core {
         }
         match (object.wanted_mac().map_err(invalid)?, ipam.mac) {
             (Some(mac), Some(one)) if mac != one => {
-                let annotated = format!("pod {pod}: annotation causeway.dev/mac says {mac}");
+                let annotated = format!("{pod}: annotation causeway.dev/mac says {mac}");
                 return Err(Error::BadRequest(format!("{annotated}, the runtime {one}")));
             }
             (mac, one) => wanted.mac = mac.or(one),
@@ -200,7 +225,7 @@ impl Core {
 
     fn endpoint(&self, request: &Request, grant: &Grant, mtu: u16) -> Result<Endpoint, Error> {
         let object = self.pod(request);
-        let wish = object.map_or(Ok(None), |object| object.path_wish().map_err(|error| error.to_string()));
+        let wish = self.described(request).path_wish().map_err(|error| error.to_string());
         let (path, path_reason) = self.parts.choice.for_pod(wish);
         Ok(Endpoint {
             key: request.key.clone(),
@@ -217,6 +242,8 @@ impl Core {
             path,
             path_reason,
             port: port_of(path),
+            port_mappings: request.capabilities.port_mappings.clone(),
+            bandwidth: request.capabilities.bandwidth,
         })
     }
 }

@@ -202,6 +202,7 @@ pub(crate) fn request(verb: Verb, container: &str) -> Request {
         ipam: Default::default(),
         remembered: None,
         valid: None,
+        capabilities: Default::default(),
     }
 }
 

@@ -46,6 +46,8 @@ fn endpoint(number: u8) -> Endpoint {
         routes: None,
         path_reason: "tried".into(),
         port: PortKind::Tap,
+        port_mappings: Vec::new(),
+        bandwidth: Default::default(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use causeway_model::{Cluster, ClusterName, Node, NodeId, PodName};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::documents::{Parsed, Placed};
 use super::objects::{Object, ObjectKey};
@@ -69,6 +69,12 @@ pub struct PodObject(Arc<Pod>);
 impl PodObject {
     pub(super) fn new(pod: Arc<Pod>) -> Self {
         Self(pod)
+    }
+
+    /// What is known of a pod that no object tells of: the annotations that the runtime passes on.
+    pub(crate) fn of_annotations(annotations: &BTreeMap<String, String>) -> Self {
+        let metadata = ObjectMeta { annotations: Some(annotations.clone()), ..ObjectMeta::default() };
+        Self(Arc::new(Pod { metadata, ..Pod::default() }))
     }
 
     /// The object as Kubernetes has it.

@@ -33,6 +33,8 @@ fn record(key: EndpointKey, grant: &Grant) -> Record {
         routes: None,
         path_reason: "asked for".into(),
         port: PortKind::Veth,
+        port_mappings: Vec::new(),
+        bandwidth: Default::default(),
     };
     Record { endpoint, netns: Netns { path: "/run/netns/x".into(), device: 4, inode: 7 }, boot: "b".into() }
 }

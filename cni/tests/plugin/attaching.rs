@@ -92,6 +92,24 @@ fn what_earlier_plugins_reported_is_passed_through() {
 }
 
 #[test]
+fn what_the_runtime_asks_for_reaches_the_agent_and_dns_the_result() {
+    let (network, pod) = (Network::new(), Pod::new());
+    let agent = Agent::serve(&network, attached());
+    let runtime = json!({
+        "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "udp", "HostIP": "192.0.2.1"}],
+        "io.kubernetes.cri.pod-annotations": {"causeway.dev/path": "kernel"},
+        "dns": {"servers": ["192.0.2.53"]},
+        "somethingElse": {"of": "another plugin"},
+    });
+    let result = add(&network, &pod).configured("runtimeConfig", runtime).run().result();
+    assert_eq!(result["dns"], json!({"nameservers": ["192.0.2.53"]}));
+    let told = agent.asked().request.capabilities;
+    assert_eq!(told.port_mappings.len(), 1);
+    assert_eq!(told.port_mappings[0].to_string(), "192.0.2.1:8080/udp");
+    assert_eq!(told.annotations["causeway.dev/path"], "kernel");
+}
+
+#[test]
 fn every_kind_of_arguments_has_its_answer() {
     let (network, pod) = (Network::new(), Pod::new());
     let kubelet = "IgnoreUnknown=1;K8S_POD_NAMESPACE=n;K8S_POD_NAME=p;K8S_POD_INFRA_CONTAINER_ID=c1";

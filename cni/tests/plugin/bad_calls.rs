@@ -111,8 +111,9 @@ fn a_configuration_must_be_one() {
 fn what_we_cannot_do_is_not_passed_over() {
     let (network, pod) = (Network::new(), Pod::new());
     let call = network.call("ADD").with("CNI_NETNS", &pod.path());
-    let mapped =
-        json!({"portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}]});
-    call.clone().configured("runtimeConfig", mapped).run().error(2, &["runtimeConfig.portMappings", "8080"]);
+    let device = json!({"deviceID": "0000:01:00.1"});
+    call.clone().configured("runtimeConfig", device).run().error(2, &["runtimeConfig.deviceID", "01:00.1"]);
+    let mapped = json!({"portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "icmp"}]});
+    call.clone().configured("runtimeConfig", mapped).run().error(7, &["runtimeConfig.portMappings", "icmp"]);
     call.configured("ipMasq", json!(true)).run().error(2, &["ipMasq"]);
 }

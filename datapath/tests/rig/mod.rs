@@ -204,6 +204,8 @@ fn endpoint(name: &str, node: u8, number: u8, path: Path, mtu: u16) -> Endpoint 
         routes: None,
         path_reason: String::new(),
         port: if path == Path::Fast { PortKind::Tap } else { PortKind::Veth },
+        port_mappings: Vec::new(),
+        bandwidth: Default::default(),
     }
 }
 

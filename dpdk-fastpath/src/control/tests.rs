@@ -73,6 +73,8 @@ fn pod() -> Endpoint {
         path: Path::Fast,
         path_reason: "tried".into(),
         port: PortKind::Tap,
+        port_mappings: Vec::new(),
+        bandwidth: Default::default(),
     }
 }
 

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use causeway_model::{EndpointKey, Identity, MacAddr, NodeId, Overlay};
+use causeway_model::{EndpointKey, Identity, MacAddr, NodeId, Overlay, PortMapping, PortProtocol};
 use proptest::prelude::*;
 
 use super::*;
@@ -43,6 +43,8 @@ fn endpoint(number: u8, path: Path) -> Endpoint {
         routes: None,
         path_reason: String::new(),
         port: if path == Path::Fast { PortKind::Tap } else { PortKind::Veth },
+        port_mappings: Vec::new(),
+        bandwidth: Default::default(),
     }
 }
 
@@ -147,7 +149,18 @@ fn on_a_fast_node_peers_are_behind_the_host_port_once_it_is_there() {
     let without = Desired::new(state(TunnelOwner::FastPath), facts(false));
     assert_eq!(brought(without.clone(), peer()), Vec::<String>::new());
     let nodes = admitted(without, peer());
-    assert!(nodes.iter().all(|element| element.starts_with("nodes")), "no tunnel to guard: {nodes:?}");
+    let (known, reached): (Vec<_>, Vec<_>) =
+        nodes.into_iter().partition(|element| element.starts_with("nodes"));
+    assert_eq!(known.len(), 6, "no tunnel to guard: {known:?}");
+    assert_eq!(
+        reached,
+        [
+            "tunnelled4: 10.70.2.0/24",
+            "tunnelled4: 192.0.2.2",
+            "tunnelled6: 2001:db8::2",
+            "tunnelled6: fd70:0:0:2::/64"
+        ]
+    );
     let with = Desired::new(state(TunnelOwner::FastPath), facts(true));
     assert_eq!(
         brought(with, peer()),
@@ -213,7 +226,65 @@ fn an_endpoint_of_the_fast_path_is_behind_the_host_port() {
     );
     let without = Desired::new(state(TunnelOwner::FastPath), facts(false));
     assert_eq!(brought(without.clone(), delta()), Vec::<String>::new());
-    assert_eq!(admitted(without, delta()), ["endpoints4: 10.70.1.4", "endpoints6: fd70:0:0:1::4"]);
+    assert_eq!(
+        admitted(without, delta()),
+        [
+            "endpoints4: 10.70.1.4",
+            "endpoints6: fd70:0:0:1::4",
+            "fast_pods4: 10.70.1.4",
+            "fast_pods6: fd70:0:0:1::4"
+        ]
+    );
+}
+
+fn mapping(host_ip: Option<&str>, host_port: u16, protocol: PortProtocol) -> PortMapping {
+    PortMapping {
+        host_ip: host_ip.map(|address| address.parse().unwrap()),
+        host_port: host_port.try_into().unwrap(),
+        container_port: 80.try_into().unwrap(),
+        protocol,
+    }
+}
+
+#[test]
+fn ports_of_the_node_lead_to_a_pod_over_the_families_that_both_have() {
+    let mut mapped = endpoint(3, Path::Kernel);
+    mapped.port_mappings = vec![
+        mapping(None, 8080, PortProtocol::Tcp),
+        mapping(Some("0.0.0.0"), 8081, PortProtocol::Udp),
+        mapping(Some("2001:db8::1"), 8082, PortProtocol::Sctp),
+    ];
+    let desired = Desired::new(state(TunnelOwner::Kernel), facts(false));
+    let elements = admitted(desired.clone(), Delta::Endpoint(Box::new(mapped.clone())));
+    let of_ports =
+        |element: &&String| ["ports", "mapped", "hairpins"].iter().any(|set| element.starts_with(set));
+    assert_eq!(
+        elements.iter().filter(of_ports).collect::<Vec<_>>(),
+        [
+            "ports4: tcp . 8080 : 10.70.1.3 . 80",
+            "ports6: tcp . 8080 : fd70:0:0:1::3 . 80",
+            "ports4: udp . 8081 : 10.70.1.3 . 80",
+            "ports_at6: 2001:db8::1 . sctp . 8082 : fd70:0:0:1::3 . 80",
+            "mapped4: 10.70.1.3 . tcp . 80",
+            "mapped4: 10.70.1.3 . udp . 80",
+            "mapped6: fd70:0:0:1::3 . tcp . 80",
+            "mapped6: fd70:0:0:1::3 . sctp . 80",
+            "hairpins4: 10.70.1.3 . 10.70.1.3",
+            "hairpins6: fd70:0:0:1::3 . fd70:0:0:1::3",
+        ]
+    );
+    let loopback = |objects: &[Object]| {
+        let all = objects.iter().filter(|object| object.to_string().contains("route_localnet"));
+        all.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let link = mapped.key.link_name();
+    assert_eq!(
+        loopback(&desired.objects_of(&mapped)),
+        [format!("sysctl net/ipv4/conf/{link}/route_localnet = 1")]
+    );
+    // Not where nothing from the node's loopback is led to the pod.
+    mapped.port_mappings = vec![mapping(Some("192.0.2.1"), 80, PortProtocol::Tcp)];
+    assert_eq!(loopback(&desired.objects_of(&mapped)), Vec::<String>::new());
 }
 
 #[test]

@@ -244,6 +244,8 @@ impl LabNode {
             routes: None,
             path_reason: "the lab says so".into(),
             port: PortKind::Veth,
+            port_mappings: Vec::new(),
+            bandwidth: Default::default(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use causeway_model::plugin::Failure;
 use causeway_model::{EndpointKey, Family, LinkName};
 use ipnetwork::IpNetwork;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::record::PodRecord;
 use super::{Binaries, Datapath, Lab, LabError, Node};
@@ -23,6 +23,7 @@ pub struct PodSpec {
     name: String,
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
+    runtime: Map<String, Value>,
 }
 
 impl PodSpec {
@@ -40,6 +41,14 @@ impl PodSpec {
     /// With an annotation.
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
         self.annotations.insert(key.to_owned(), value.to_owned());
+        self
+    }
+}
+
+impl PodSpec {
+    /// With a capability that the runtime asks for.
+    pub fn capability(mut self, name: &str, value: Value) -> Self {
+        self.runtime.insert(name.to_owned(), value);
         self
     }
 }
@@ -144,7 +153,7 @@ impl Lab {
 
     /// Writes down a new pod, its labels and what a mixed lab makes of it.
     pub(super) fn register_pod(&self, node: &Node, spec: PodSpec) -> Result<PodRecord, LabError> {
-        let PodSpec { name, labels, mut annotations } = spec;
+        let PodSpec { name, labels, mut annotations, runtime } = spec;
         let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if name.is_empty() || name.len() > 40 || name == "wire" || !name.chars().all(good) {
             return Err(LabError::Refused(format!(
@@ -171,6 +180,7 @@ impl Lab {
                 container: hex(64),
                 labels,
                 annotations,
+                runtime,
                 addresses: Vec::new(),
                 result: Value::Null,
             };
@@ -239,6 +249,11 @@ impl Lab {
             command.env("CNI_ARGS", cni_args(name, uid, &call.container));
         }
         let mut config = plugin_config(node);
+        // A runtime says the same on every call.
+        let runtime = self.record()?.pods.into_iter().find(|pod| pod.container == call.container);
+        if let Some(runtime) = runtime.map(|pod| pod.runtime).filter(|runtime| !runtime.is_empty()) {
+            config["runtimeConfig"] = runtime.into();
+        }
         if let Some(previous) = &call.previous {
             config["prevResult"] = previous.clone();
         }

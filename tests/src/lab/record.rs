@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{LabError, LabSpec};
 use crate::process::Process;
@@ -64,6 +64,9 @@ pub struct PodRecord {
     pub labels: BTreeMap<String, String>,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
+    /// What the runtime asks for beyond an attachment: `runtimeConfig`.
+    #[serde(default)]
+    pub runtime: Map<String, Value>,
     /// Its addresses, as the plugin answered.
     pub addresses: Vec<IpAddr>,
     /// The plugin's answer, which DEL gets back.

@@ -21,6 +21,7 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("foreign-mac-wrong", "foreign"),
     ("stranger-known", "spoof"),
     ("config-good", "bad_input"),
+    ("port-unmapped", "capabilities"),
 ];
 
 /// One trial a fault: this very program, run with it, must not succeed.

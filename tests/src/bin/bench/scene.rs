@@ -102,6 +102,8 @@ impl Scene {
             path: Path::Fast,
             path_reason: "it is measured".into(),
             port: PortKind::Tap,
+            port_mappings: Vec::new(),
+            bandwidth: Default::default(),
         };
         snapshot.endpoints.insert(endpoint.key.clone(), endpoint);
         Ok(snapshot)
