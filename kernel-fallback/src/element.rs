@@ -122,12 +122,25 @@ impl Element {
             }
             Self::Hairpin(pod) => [address_bytes(*pod), address_bytes(*pod)].concat(),
             Self::FastPod(pod) => address_bytes(*pod),
-            Self::Tunnelled(prefix) => {
-                let (first, last) = ends(*prefix);
-                return (address_bytes(first), Some(address_bytes(last)));
-            }
+            Self::Tunnelled(prefix) => address_bytes(ends(*prefix).0),
         };
         (key, None)
+    }
+
+    /// In a map, what the key leads to, as the kernel has it.
+    pub(crate) fn data(&self) -> Option<Vec<u8>> {
+        let Self::HostPort { to, to_port, .. } = self else { return None };
+        let [high, low] = to_port.to_be_bytes();
+        Some([address_bytes(*to), vec![high, low, 0, 0]].concat())
+    }
+
+    /// In a set of intervals of one part, the key behind the last one: an element of its own. None where nothing lies behind.
+    pub(crate) fn behind(&self) -> Option<Vec<u8>> {
+        let Self::Tunnelled(prefix) = self else { return None };
+        match ends(*prefix).1 {
+            IpAddr::V4(last) => Some(u32::from(last).checked_add(1)?.to_be_bytes().to_vec()),
+            IpAddr::V6(last) => Some(u128::from(last).checked_add(1)?.to_be_bytes().to_vec()),
+        }
     }
 }
 

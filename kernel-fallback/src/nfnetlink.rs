@@ -36,6 +36,9 @@ const ELEMENTS_SET: u16 = 2;
 const ELEMENTS: u16 = 3 | NESTED;
 const ELEMENT: u16 = 1 | NESTED;
 const ELEMENT_KEY: u16 = 1 | NESTED;
+const ELEMENT_DATA: u16 = 2 | NESTED;
+const ELEMENT_FLAGS: u16 = 3;
+const INTERVAL_END: u32 = 1;
 const ELEMENT_KEY_END: u16 = 10 | NESTED;
 const DATA_VALUE: u16 = 1;
 /// Elements in one message: what is nested has 16 bits for its length.
@@ -121,7 +124,16 @@ fn nested(element: &Element) -> Vec<u8> {
     if let Some(end) = end {
         parts.extend(attribute(ELEMENT_KEY_END, &attribute(DATA_VALUE, &end)));
     }
-    attribute(ELEMENT, &parts)
+    if let Some(data) = element.data() {
+        parts.extend(attribute(ELEMENT_DATA, &attribute(DATA_VALUE, &data)));
+    }
+    let mut bytes = attribute(ELEMENT, &parts);
+    if let Some(behind) = element.behind() {
+        let mut parts = attribute(ELEMENT_KEY, &attribute(DATA_VALUE, &behind));
+        parts.extend(attribute(ELEMENT_FLAGS, &INTERVAL_END.to_be_bytes()));
+        bytes.extend(attribute(ELEMENT, &parts));
+    }
+    bytes
 }
 
 /// The attributes that bytes hold, as far as they can be read.

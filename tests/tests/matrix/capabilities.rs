@@ -86,7 +86,8 @@ fn a_port_of_the_node_leads_to_its_pod_from_everywhere(matrix: &Matrix) -> anyho
     // In a mixed lab the one is fast and the other the kernel's.
     let served = [serve(&lab, "n1", mapped("web", 8080))?, serve(&lab, "n1", mapped("api", 8081))?];
     let (near, far) = (lab.add_pod("n1", "near")?, lab.add_pod("n2", "far")?);
-    matrix.sabotage("port-unmapped", || n1.exec("nft flush map inet causeway ports4")).transpose()?;
+    let unmap = "nft flush map inet causeway ports4";
+    matrix.sabotage("port-unmapped", || super::hosts::freeze(&lab, "n1", unmap)).transpose()?;
     for ((pod, _), port) in served.iter().zip([8080, 8081]) {
         for family in Family::BOTH {
             let target = SocketAddr::new(n1.address(family), port);

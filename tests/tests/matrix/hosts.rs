@@ -59,7 +59,7 @@ fn a_pod_reaches_every_node(matrix: &Matrix) -> anyhow::Result<()> {
 }
 
 /// Stops a node's agent from mending, then breaks something.
-fn freeze(lab: &Lab, node: &str, harm: &str) -> anyhow::Result<()> {
+pub(super) fn freeze(lab: &Lab, node: &str, harm: &str) -> anyhow::Result<()> {
     let agent = lab.process(node, causeway_tests::lab::Role::Agent)?.context("no agent")?;
     agent.signal(nix::sys::signal::Signal::SIGSTOP)?;
     lab.node(node)?.exec(harm)?;
