@@ -216,6 +216,8 @@ fn endpoint(pod: u8) -> Endpoint {
         path: Path::Fast,
         path_reason: String::new(),
         port: PortKind::Tap,
+        port_mappings: Vec::new(),
+        bandwidth: Default::default(),
     }
 }
 
