@@ -5,6 +5,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
@@ -40,6 +42,9 @@ impl fmt::Display for Done {
     }
 }
 
+/// How long the lock is waited for: a child of an installer that was killed holds it until it has become another program.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// A directory held against a second installer: the kernel's lock goes with its holder.
 pub struct Held {
     _directory: Flock<File>,
@@ -48,14 +53,21 @@ pub struct Held {
 impl Held {
     pub fn of(directory: &Path) -> Result<Self, Error> {
         let doing = format!("locking {}", directory.display());
-        let file = File::open(directory).map_err(Error::io(doing.clone()))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { _directory: lock }),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(Error::Taken {
-                what: directory.display().to_string(),
-                why: "another `causeway install` is at work there".to_owned(),
-            }),
-            Err((_, errno)) => Err(Error::io(doing)(errno.into())),
+        let mut file = File::open(directory).map_err(Error::io(doing.clone()))?;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(Self { _directory: lock }),
+                Err((file, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < until => file,
+                Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                    return Err(Error::Taken {
+                        what: directory.display().to_string(),
+                        why: "another `causeway install` is at work there".to_owned(),
+                    });
+                }
+                Err((_, errno)) => return Err(Error::io(doing)(errno.into())),
+            };
+            thread::sleep(PATIENCE / 50);
         }
     }
 }
