@@ -53,20 +53,35 @@ impl TapError {
 }
 
 mod ioctl {
-    use nix::libc::{c_int, ifreq};
+    use nix::errno::Errno;
+    use nix::libc::{self, c_int, c_ulong, ifreq};
     use nix::{
-        ioctl_none_bad, ioctl_read_bad, ioctl_write_int_bad, ioctl_write_ptr_bad, request_code_none,
-        request_code_read, request_code_write,
+        ioctl_none_bad, ioctl_read_bad, ioctl_write_ptr_bad, request_code_none, request_code_read,
+        request_code_write,
     };
 
     const INT: usize = size_of::<c_int>();
     ioctl_write_ptr_bad!(set_iff, request_code_write!(b'T', 202, INT), ifreq);
-    ioctl_write_int_bad!(set_persist, request_code_write!(b'T', 203, INT));
-    ioctl_write_int_bad!(set_offload, request_code_write!(b'T', 208, INT));
     ioctl_read_bad!(get_iff, request_code_read!(b'T', 210, INT), ifreq);
     ioctl_none_bad!(get_netns, request_code_none!(b'T', 227));
     ioctl_write_ptr_bad!(set_steering, request_code_read!(b'T', 224, INT), c_int);
     ioctl_write_ptr_bad!(set_header, request_code_write!(b'T', 216, INT), c_int);
+
+    /// What these two take is a long: of an int, which is what nix's macro passes, the upper half would be whatever the register held.
+    unsafe fn set_value(fd: c_int, number: u8, value: c_ulong) -> nix::Result<c_int> {
+        // SAFETY: the caller's: requests of the TUN driver that take a value and touch no memory of ours.
+        Errno::result(unsafe { libc::ioctl(fd, request_code_write!(b'T', number, INT), value) })
+    }
+
+    pub(super) unsafe fn set_persist(fd: c_int, keep: bool) -> nix::Result<c_int> {
+        // SAFETY: TUNSETPERSIST takes 0 or 1.
+        unsafe { set_value(fd, 203, c_ulong::from(keep)) }
+    }
+
+    pub(super) unsafe fn set_offload(fd: c_int, bits: u32) -> nix::Result<c_int> {
+        // SAFETY: TUNSETOFFLOAD takes its bits.
+        unsafe { set_value(fd, 208, c_ulong::from(bits)) }
+    }
 }
 
 /// How a TAP shall be.
@@ -92,7 +107,7 @@ pub fn open(name: &str, shape: Shape) -> Result<Vec<OwnedFd>, TapError> {
             tracing::warn!("flows may change queues under way: {error}");
         }
         // SAFETY: TUNSETPERSIST takes an integer and touches no memory of ours; the descriptor is an open TAP queue.
-        unsafe { ioctl::set_persist(queue.as_raw_fd(), 1) }.map_err(failed(name, "keeping"))?;
+        unsafe { ioctl::set_persist(queue.as_raw_fd(), true) }.map_err(failed(name, "keeping"))?;
     }
     Ok(queues)
 }
@@ -123,10 +138,8 @@ fn open_queue(name: &str, shape: Shape) -> Result<OwnedFd, TapError> {
     // SAFETY: TUNSETVNETHDRSZ reads one int, which lives on this stack for the whole call.
     unsafe { ioctl::set_header(queue.as_raw_fd(), &raw const header) }
         .map_err(failed(name, "setting the header length"))?;
-    let offloads =
-        libc::c_int::try_from(shape.offloads).map_err(|_| failed(name, "naming offloads")(Errno::EINVAL))?;
     // SAFETY: TUNSETOFFLOAD takes its bits by value and touches no memory of ours.
-    unsafe { ioctl::set_offload(queue.as_raw_fd(), offloads) }
+    unsafe { ioctl::set_offload(queue.as_raw_fd(), shape.offloads) }
         .map_err(failed(name, "setting the offloads"))?;
     Ok(queue)
 }
@@ -160,7 +173,7 @@ pub fn place(queue: BorrowedFd<'_>) -> Result<Place, TapError> {
 /// Lets a TAP go with its last descriptor.
 pub fn forget(name: &str, queue: BorrowedFd<'_>) -> Result<(), TapError> {
     // SAFETY: as in `open`.
-    unsafe { ioctl::set_persist(queue.as_raw_fd(), 0) }.map(drop).map_err(failed(name, "giving up"))
+    unsafe { ioctl::set_persist(queue.as_raw_fd(), false) }.map(drop).map_err(failed(name, "giving up"))
 }
 
 fn request(name: &str) -> Option<libc::ifreq> {
