@@ -2,12 +2,15 @@
 
 mod bench {
     pub mod chart;
+    pub mod cni;
     pub mod fastpath;
     pub mod finding;
     pub mod hugepages;
     pub mod idle;
     pub mod ovs;
     pub mod pipeline;
+    pub mod plain;
+    pub mod pods;
     pub mod samples;
     pub mod scene;
     pub mod scratch;
@@ -26,7 +29,7 @@ use clap::{Parser, ValueEnum};
 
 use bench::finding::{Finding, Record, Table};
 use bench::hugepages::Priority;
-use bench::{idle, pipeline, undo};
+use bench::{cni, idle, pipeline, pods, undo};
 
 /// Measures Causeway beside its peers and says which of its targets it meets. Every figure is the median of five runs in turn with
 /// the peers', and every bench proves first that what it measures does its work.
@@ -48,8 +51,12 @@ struct Arguments {
 enum Name {
     /// One worker from queue to queue, beside OVS-DPDK and testpmd.
     Pipeline,
+    /// Streams, questions and datagrams between pods, beside the kernel's VXLAN.
+    Pods,
     /// What two nodes cost that have nothing to do.
     Idle,
+    /// ADD and DEL, beside the bridge plugin.
+    Cni,
 }
 
 fn main() -> ExitCode {
@@ -77,7 +84,9 @@ fn measure(arguments: &Arguments) -> Result<()> {
         eprintln!("{word}");
         let findings = match name {
             Name::Pipeline => pipeline::run(&arguments.picture),
+            Name::Pods => pods::run(),
             Name::Idle => idle::run(),
+            Name::Cni => cni::run(),
         };
         let findings = findings.with_context(|| word.clone())?;
         println!("\n## {word}\n\n{}", Table(&findings));

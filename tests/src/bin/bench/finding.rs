@@ -67,6 +67,8 @@ fn rounded(value: f64) -> f64 {
 pub enum Target {
     /// At least so many times what a peer reaches.
     TimesPeer(f64, &'static str),
+    /// At most so many times what a peer needs.
+    ShareOfPeer(f64, &'static str),
     /// At most so much.
     AtMost(f64),
 }
@@ -75,12 +77,15 @@ impl Target {
     /// The verdict over a record, in words.
     fn verdict(self, record: &Record) -> String {
         let (has, is_met, wanted) = match self {
-            Target::TimesPeer(times, peer) => {
+            Target::TimesPeer(times, peer) | Target::ShareOfPeer(times, peer) => {
                 let Some(figure) = record.peers.get(peer) else {
                     return format!("{peer} was not measured");
                 };
                 let ratio = record.value / figure;
-                (format!("{ratio:.2} × {peer}"), ratio >= times, format!("≥ {times} ×"))
+                let more = matches!(self, Target::TimesPeer(..));
+                let is_met = if more { ratio >= times } else { ratio <= times };
+                let sign = if more { "≥" } else { "≤" };
+                (format!("{ratio:.2} × {peer}"), is_met, format!("{sign} {times} ×"))
             }
             Target::AtMost(most) => {
                 (format!("{}", record.value), record.value <= most, format!("≤ {most} {}", record.unit))
@@ -163,6 +168,7 @@ mod tests {
         let verdict = |target: Target| target.verdict(&record());
         assert_eq!(verdict(Target::TimesPeer(2.0, "ovs-dpdk")), "2.01 × ovs-dpdk: met (≥ 2 ×)");
         assert_eq!(verdict(Target::TimesPeer(2.5, "ovs-dpdk")), "2.01 × ovs-dpdk: MISSED (≥ 2.5 ×)");
+        assert_eq!(verdict(Target::ShareOfPeer(0.5, "ovs-dpdk")), "2.01 × ovs-dpdk: MISSED (≤ 0.5 ×)");
         assert_eq!(verdict(Target::AtMost(31.0)), "30.12: met (≤ 31 Mpps)");
         assert_eq!(verdict(Target::TimesPeer(1.0, "nobody")), "nobody was not measured");
     }

@@ -40,4 +40,15 @@ impl Stand {
             |(number, node): (usize, &&str)| Ok(self.lab.add_pod(node, format!("p{number}").as_str())?);
         nodes.iter().enumerate().map(pod).collect()
     }
+
+    /// Takes the offloads of the wire away: frames leave each node as they would leave a NIC that has none.
+    pub fn without_offloads(&self) -> Result<()> {
+        for node in self.lab.nodes()? {
+            node.exec(
+                "ethtool -K eth0 tx off tso off gso off gro off tx-udp_tnl-segmentation off \
+                 tx-udp_tnl-csum-segmentation off",
+            )?;
+        }
+        Ok(())
+    }
 }
