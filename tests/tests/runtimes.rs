@@ -28,8 +28,12 @@ const FAMILIES: &[(&str, &[(&str, Story)])] =
 const FULL_FAMILIES: &[(&str, &[(&str, Story)])] = &[("burst", burst::STORIES)];
 
 /// The faults, and the family that must fail of each.
-const FAULTS: &[(&str, &str)] =
-    &[("pod-kept", "containerd"), ("wire-cut", "podman"), ("late-del-lost", "recovery")];
+const FAULTS: &[(&str, &str)] = &[
+    ("pod-kept", "containerd"),
+    ("port-forgotten", "containerd"),
+    ("wire-cut", "podman"),
+    ("late-del-lost", "recovery"),
+];
 
 fn main() -> ExitCode {
     let (mut words, mut fault) = (Vec::new(), None);

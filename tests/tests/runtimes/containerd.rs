@@ -1,12 +1,13 @@
 //! containerd, as the kubelet drives it and by its own tool.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use causeway_model::Family;
-use causeway_tests::lab::{Binaries, Lab, Role};
+use causeway_tests::lab::{Binaries, Lab, Node, Role};
 use causeway_tests::leftovers::{Holdings, Leftovers};
-use causeway_tests::runtime::{Containerd, Running, eventually};
+use causeway_tests::runtime::{Containerd, HostPort, PAGE, PORT, Running, Sandbox, eventually, page};
 
 use super::stage::{Before, Stage, Story, announced};
 
@@ -20,6 +21,7 @@ pub const STORIES: &[(&str, Story)] = &[
         the_network_is_there_when_it_is_installed_and_gone_when_it_is_uninstalled,
     ),
     ("a_failed_add_is_told_in_words_and_leaves_nothing", a_failed_add_is_told_in_words_and_leaves_nothing),
+    ("host_ports_lead_to_their_pods", host_ports_lead_to_their_pods),
     ("ctr_run_has_a_network_and_gives_it_back", ctr_run_has_a_network_and_gives_it_back),
 ];
 
@@ -101,6 +103,52 @@ fn a_failed_add_is_told_in_words_and_leaves_nothing(stage: &Stage) -> anyhow::Re
     let pod = containerd.run(&announced(&lab, "n1", "a")?).context("with its object")?;
     containerd.remove(&pod)?;
     before.is_back(&[&pod])
+}
+
+fn host_ports_lead_to_their_pods(stage: &Stage) -> anyhow::Result<()> {
+    let lab = stage.lab(2)?;
+    let (node, other) = (lab.node("n1")?, lab.node("n2")?);
+    let far = lab.add_pod("n2", "far")?;
+    let containerd = stage.containerd(&node)?;
+    let before = Before::of(&node)?;
+    let mut ports =
+        vec![HostPort { host: 18_080, container: PORT }, HostPort { host: 18_081, container: PORT + 1 }];
+    if stage.sabotage("port-forgotten") {
+        ports.clear();
+    }
+    let nobody = containerd.run(&announced(&lab, "n1", "other")?)?;
+    let web = containerd.run(&Sandbox { ports: ports.clone(), ..announced(&lab, "n1", "web")? })?;
+    serves(&node, &web)?;
+    for family in Family::BOTH {
+        let at = |port| SocketAddr::new(node.address(family), port);
+        for (who, from) in [
+            ("the node itself", node.namespace()),
+            ("another node", other.namespace()),
+            ("a pod of another node", far.namespace()),
+        ] {
+            let read = page(from, at(18_080)).with_context(|| format!("{who} asks {}", at(18_080)))?;
+            ensure!(read == PAGE, "{who}: {read:?}");
+            ensure!(page(from, at(18_081)).is_err(), "{who}: nobody listens at the pod's other port");
+        }
+    }
+    containerd.remove_all(&[&web, &nobody])?;
+    before.is_back(&[&web, &nobody])?;
+    let gone = page(other.namespace(), SocketAddr::new(node.address(Family::V4), 18_080));
+    ensure!(gone.is_err(), "{gone:?} after the pod has gone");
+    // Whoever comes next may have it.
+    let next = containerd.run(&Sandbox { ports, ..announced(&lab, "n1", "next")? })?;
+    serves(&node, &next)?;
+    ensure!(page(other.namespace(), SocketAddr::new(node.address(Family::V4), 18_080))? == PAGE);
+    containerd.remove(&next)?;
+    before.is_back(&[&next])
+}
+
+/// Its own program starts beside us.
+fn serves(node: &Node, pod: &Running) -> anyhow::Result<()> {
+    let at = SocketAddr::new(pod.address(Family::V4)?, PORT);
+    eventually(Duration::from_secs(10), || {
+        page(node.namespace(), at).map(drop).with_context(|| format!("{at} of {}", pod.id))
+    })
 }
 
 fn ctr_run_has_a_network_and_gives_it_back(stage: &Stage) -> anyhow::Result<()> {
