@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use causeway_kernel_fallback::watch::{Stop, Watcher, Woken};
-use causeway_kernel_fallback::{KernelDataplane, KernelOptions, uplink};
+use causeway_kernel_fallback::{KernelDataplane, KernelOptions, Reaper, uplink};
 use causeway_model::plugin::Request;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime;
@@ -156,12 +156,14 @@ fn choose(config: &Config) -> Result<(PathChoice, Option<FastDataplane>), Error>
     if config.datapath == PathWish::Kernel {
         return Ok((of(Err("it was not asked for")), None));
     }
-    let fast = FastDataplane::start(FastOptions {
+    let options = FastOptions {
         socket: config.fastpath_socket.clone(),
         queues: config.fastpath_queues,
         uplink: config.fastpath_uplink.clone(),
         mask_tunnel_gso: config.mask.contains(&KernelFeature::TunUdpTunnelGso),
-    })?;
+    };
+    let reaper = Reaper::start().map_err(|error| Error::Dataplane(error.into()))?;
+    let fast = FastDataplane::start(options, reaper)?;
     Ok(match fast_path(&fast, config.datapath) {
         Ok(()) => (of(Ok(())), Some(fast)),
         Err(why) => (of(Err(&why)), None),

@@ -4,12 +4,13 @@
     reason = "TUN is driven by ioctls that no safe library covers: several queues, virtio headers of 24 bytes"
 )]
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::stat::fstat;
 use thiserror::Error;
 
 use crate::steering;
@@ -153,6 +154,11 @@ pub struct Place {
     pub netns: (u64, u64),
 }
 
+/// Whether a device is in a network namespace.
+pub fn is_in(place: &Place, netns: BorrowedFd<'_>) -> bool {
+    fstat(netns).is_ok_and(|status| (status.st_dev, status.st_ino) == place.netns)
+}
+
 /// Where the device of a queue is now; an error when it has gone.
 pub fn place(queue: BorrowedFd<'_>) -> Result<Place, TapError> {
     let failed = |errno| failed("of a queue", "looking for the device")(errno);
@@ -165,9 +171,9 @@ pub fn place(queue: BorrowedFd<'_>) -> Result<Place, TapError> {
     // SAFETY: TUNGETDEVNETNS takes no argument and touches no memory of ours.
     let netns = unsafe { ioctl::get_netns(queue.as_raw_fd()) }.map_err(failed)?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
-    let netns = File::from(unsafe { OwnedFd::from_raw_fd(netns) });
-    let metadata = netns.metadata().map_err(|error| failed(errno_of(&error)))?;
-    Ok(Place { name, netns: (metadata.dev(), metadata.ino()) })
+    let netns = unsafe { OwnedFd::from_raw_fd(netns) };
+    let status = fstat(&netns).map_err(failed)?;
+    Ok(Place { name, netns: (status.st_dev, status.st_ino) })
 }
 
 /// Lets a TAP go with its last descriptor.

@@ -23,16 +23,29 @@ pub(crate) struct Uplink {
 pub(crate) struct Capture {
     /// The text that was loaded, and how nft lists it.
     loaded: Option<(String, String)>,
+    /// It was looked for and was not there.
+    absent: bool,
 }
 
 impl Capture {
-    /// Makes the table what it shall be, or takes it away; returns what was wrong, in words.
+    /// Makes the table what it shall be, or takes it away; returns what was wrong, in words. Where nobody else has touched
+    /// nftables since the last look, what it was then it is still.
     pub(crate) fn ensure(
         &mut self,
         settings: &Settings,
         uplink: Option<&Uplink>,
+        untouched: bool,
     ) -> Result<Option<String>, KernelError> {
+        let known = match (uplink, &self.loaded) {
+            (None, _) => self.absent,
+            (Some(uplink), Some((text, _))) => *text == document(settings, &uplink.name),
+            (Some(_), None) => false,
+        };
+        if known && untouched {
+            return Ok(None);
+        }
         let listed = listing()?;
+        self.absent = uplink.is_none();
         let Some(uplink) = uplink else {
             self.loaded = None;
             return if listed.is_some() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,7 @@ use crate::desired::{Desired, Difference, Facts};
 use crate::element::Element;
 use crate::error::KernelError;
 use crate::install::{index, install, remove, remove_link};
+use crate::leaving::{self, Reaper};
 use crate::netlink::Netlink;
 use crate::nft::Nft;
 use crate::objects::{HOST_LINK, Object, Sysctl, TUNNEL_LINK, UPLINK_LINK, is_pod_link};
@@ -63,6 +64,7 @@ pub struct KernelDataplane {
     pub(crate) lenient: bool,
     masked: bool,
     pub(crate) desired: Option<Desired>,
+    pub(crate) reaper: Reaper,
     netns: BTreeMap<EndpointKey, Netns>,
 }
 
@@ -77,6 +79,7 @@ impl KernelDataplane {
             lenient: !options.mask_reserved_bits,
             masked: options.mask_reserved_bits,
             desired: None,
+            reaper: Reaper::start()?,
             netns: BTreeMap::new(),
         })
     }
@@ -317,8 +320,17 @@ impl Dataplane for KernelDataplane {
     }
 
     fn detach(&mut self, endpoint: &EndpointKey) -> Result<(), DataplaneError> {
-        self.netns.remove(endpoint);
-        Ok(remove_link(&mut self.netlink, endpoint.link_name().as_str())?)
+        let name = endpoint.link_name();
+        let netns = self.netns.remove(endpoint).and_then(|netns| netns.open()).map(OwnedFd::from);
+        match leaving::dismiss_pair(&mut self.netlink, name.as_str(), netns) {
+            Ok(true) => self.reaper.delete_group(),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "{endpoint}: its link is deleted while the runtime waits");
+                remove_link(&mut self.netlink, name.as_str())?;
+            }
+        }
+        Ok(())
     }
 
     fn check(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<Vec<String>, DataplaneError> {

@@ -35,7 +35,8 @@ const TOS_INHERIT: u8 = 1;
 const TUNNEL_TTL: u8 = 64;
 
 /// What the kernel says of an object that has gone already, with its link or by another hand.
-const GONE: [Errno; 5] = [Errno::ENOENT, Errno::ESRCH, Errno::ENODEV, Errno::EADDRNOTAVAIL, Errno::ENXIO];
+pub(crate) const GONE: [Errno; 5] =
+    [Errno::ENOENT, Errno::ESRCH, Errno::ENODEV, Errno::EADDRNOTAVAIL, Errno::ENXIO];
 
 /// Makes an object, or makes it right.
 pub(crate) fn install(netlink: &mut Netlink, object: &Object) -> Result<(), KernelError> {

@@ -13,6 +13,7 @@ mod element;
 mod error;
 mod host_ports;
 mod install;
+mod leaving;
 mod mend;
 pub mod namespace;
 mod netlink;
@@ -31,6 +32,7 @@ pub mod watch;
 
 pub use dataplane::{KernelDataplane, KernelOptions};
 pub use error::{KernelError, Refusal};
+pub use leaving::{Reaper, dismiss_tap};
 pub use next_hop::next_hops;
 pub use objects::{
     HOST_END_MTU, HOST_LINK, ROUTE_PROTOCOL, ROUTE_TABLE, RULE_PRIORITY, TUNNEL_LINK, UPLINK_LINK, UPLINK_MAC,

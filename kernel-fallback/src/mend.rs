@@ -8,6 +8,7 @@ use crate::dataplane::KernelDataplane;
 use crate::desired::Desired;
 use crate::error::KernelError;
 use crate::install::{install, remove, remove_link};
+use crate::leaving::is_leaving;
 use crate::objects::{HOST_LINK, LinkState, Object, ObjectId, TUNNEL_LINK, UPLINK_LINK, Vxlan, is_governed};
 use crate::observe::{self, Link};
 use crate::sysctl;
@@ -37,6 +38,9 @@ impl KernelDataplane {
     fn pass(&mut self, mended: &mut Vec<String>) -> Result<(), KernelError> {
         let links = observe::links(&mut self.netlink)?;
         self.look_around(&links);
+        if links.keys().any(|name| is_leaving(name)) {
+            self.reaper.delete_group();
+        }
         // What guards comes first.
         mended.extend(self.ensure_nft()?);
         mended.extend(self.remove_fast_ports(&links)?);
@@ -70,7 +74,8 @@ impl KernelDataplane {
     fn mend_capture(&mut self) -> Result<Vec<String>, KernelError> {
         let Some(desired) = &self.desired else { return Ok(Vec::new()) };
         let uplink = desired.facts.uplink.as_ref();
-        Ok(self.capture.ensure(&desired.snapshot.settings, uplink)?.into_iter().collect())
+        let untouched = self.nft.is_untouched();
+        Ok(self.capture.ensure(&desired.snapshot.settings, uplink, untouched)?.into_iter().collect())
     }
 
     /// The tunnel device: none, or exactly the one that shall be.

@@ -45,6 +45,8 @@ pub(crate) struct Nft {
     /// Where what was loaded is remembered for the next process.
     memory: PathBuf,
     loaded: Option<Loaded>,
+    /// Nobody else had made a transaction between the last two looks.
+    untouched: bool,
     /// The highest counts seen: they go on where they were when the table is loaded again.
     counted: BTreeMap<DropReason, Count>,
 }
@@ -53,7 +55,7 @@ impl Nft {
     pub(crate) fn new(memory: PathBuf) -> Result<Self, KernelError> {
         let netlink =
             Netlink::open(NETLINK_NETFILTER).map_err(KernelError::io("opening a netfilter socket"))?;
-        Ok(Self { netlink, memory, loaded: None, counted: BTreeMap::new() })
+        Ok(Self { netlink, memory, loaded: None, untouched: false, counted: BTreeMap::new() })
     }
 
     /// Makes the table what it shall be; touches nothing that is so already, and does not even look when nobody has touched
@@ -63,6 +65,7 @@ impl Nft {
         ruleset: &Ruleset,
         elements: &Wanted<Element>,
     ) -> Result<Vec<String>, KernelError> {
+        self.untouched = false;
         if self.loaded.is_none() {
             self.loaded = self.adopt(ruleset, elements).unwrap_or_else(|error| {
                 tracing::debug!(%error, "the nft table that was there is not taken over");
@@ -74,7 +77,8 @@ impl Nft {
             return Ok(vec![format!("loaded nft table inet {TABLE}")]);
         };
         let generation = generation(&mut self.netlink)?;
-        if loaded.generation != Some(generation) {
+        self.untouched = loaded.generation == Some(generation);
+        if !self.untouched {
             let complaints = match listing()? {
                 None => vec![format!("nft table inet {TABLE} was gone")],
                 Some(listing) => complaints(&listing, &loaded.chains, loaded.elements.iter()),
@@ -91,6 +95,11 @@ impl Nft {
         self.change(&difference)?;
         let changed = difference.gone.len() + difference.new.len();
         Ok(if changed == 0 { Vec::new() } else { vec![format!("changed {changed} elements of nft sets")] })
+    }
+
+    /// Whether the last look found that nobody else had touched nftables since the one before.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.untouched
     }
 
     /// Changes elements in one transaction.

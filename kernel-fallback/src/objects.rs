@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use causeway_model::{Family, IpNetwork, LinkName, MacAddr};
 
+use crate::leaving::is_leaving;
+
 /// The kernel's tunnel device, where the kernel holds the tunnel.
 pub const TUNNEL_LINK: &str = "cw-vxlan";
 /// The node's own port of the fast path, where the fast path holds the tunnel.
@@ -29,12 +31,12 @@ pub(crate) const MAIN_TABLE: u32 = 254;
 
 /// True for a link of ours in the node's namespace.
 pub(crate) fn is_our_link(name: &str) -> bool {
-    matches!(name, TUNNEL_LINK | HOST_LINK | UPLINK_LINK) || is_pod_link(name)
+    matches!(name, TUNNEL_LINK | HOST_LINK | UPLINK_LINK) || is_pod_link(name) || is_leaving(name)
 }
 
-/// True for a link whose addresses and neighbours are all made here; those of the fast path's uplink are not.
+/// True for a link whose state, addresses and neighbours are all made here: not for one on its way out.
 pub(crate) fn is_governed(name: &str) -> bool {
-    is_our_link(name)
+    is_our_link(name) && !is_leaving(name)
 }
 
 /// True for the node's end of a pod's veth.

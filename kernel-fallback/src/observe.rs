@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use causeway_model::{IpNetwork, MacAddr};
+use netlink_packet_core::NLM_F_REQUEST;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Stats64,
@@ -16,10 +17,11 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
 
 use crate::error::KernelError;
 use crate::install::vxlan_attributes;
-use crate::netlink::Netlink;
+use crate::netlink::{Failure, Netlink};
 use crate::objects::{LinkState, Object, ROUTE_PROTOCOL, ROUTE_TABLE, RULE_PRIORITY, Route, Vxlan, Way};
 
 /// A network interface.
@@ -77,6 +79,11 @@ impl Link {
         }
     }
 
+    /// Whether its other end is a process.
+    pub(crate) fn is_tap(&self) -> bool {
+        self.kind == Some(InfoKind::Tun)
+    }
+
     /// The network identifier and port of a tunnel device.
     pub(crate) fn tunnel(&self) -> Option<(u32, u16)> {
         let vni =
@@ -109,6 +116,25 @@ pub(crate) fn links(netlink: &mut Netlink) -> Result<BTreeMap<String, Link>, Ker
         _ => None,
     });
     Ok(links.map(|link| (link.name.clone(), link)).collect())
+}
+
+/// One interface by its name, if it is there.
+pub(crate) fn link(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, KernelError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    match netlink.exchange(RouteNetlinkMessage::GetLink(message), NLM_F_REQUEST) {
+        Ok(answer) => Ok(answer.records.into_iter().find_map(|record| match record {
+            RouteNetlinkMessage::NewLink(message) => Link::of(message),
+            _ => None,
+        })),
+        Err(Failure::Refused(refusal)) if refusal.errno == Errno::ENODEV as i32 => Ok(None),
+        Err(Failure::Refused(source)) => {
+            Err(KernelError::Netlink { doing: format!("looking for link {name}"), source })
+        }
+        Err(Failure::Io(source)) => {
+            Err(KernelError::Io { doing: format!("looking for link {name}"), source })
+        }
+    }
 }
 
 /// The name of the device that has a tunnel's identifier and port.

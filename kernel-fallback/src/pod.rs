@@ -83,11 +83,12 @@ fn objects(netlink: &mut Netlink, interface: &str, endpoint: &Endpoint) -> Resul
         };
         objects.push(Object::Address { link: link(), address: single(address) });
         objects.push(Object::Neighbour { link: link(), address: gateway, mac: GATEWAY_MAC });
-        if gateway.is_ipv4() {
+        let others = destinations_of_others(netlink, interface, address)?;
+        if gateway.is_ipv4() && !others.contains(&single(gateway)) {
             objects.push(route(interface, single(gateway), None));
         }
         for to in destinations(endpoint, gateway) {
-            if to.prefix() > 0 || !has_other_default(netlink, interface, address)? {
+            if to.prefix() > 0 || !others.contains(&to) {
                 objects.push(route(interface, to, Some(gateway)));
             }
         }
@@ -125,21 +126,24 @@ fn default(of: IpAddr) -> IpNetwork {
     IpNetwork::new(any.ip(), 0).unwrap_or(any)
 }
 
-/// True when the pod has a default route through another interface: a pod with several networks keeps its first.
-fn has_other_default(netlink: &mut Netlink, interface: &str, address: IpAddr) -> Result<bool, KernelError> {
-    let own = crate::install::index(interface)?;
+/// Where routes through other interfaces of the pod lead. A pod with several networks keeps its first default route, and its
+/// first way to the gateway: taken over by a later interface, it would go with that one.
+fn destinations_of_others(
+    netlink: &mut Netlink,
+    interface: &str,
+    address: IpAddr,
+) -> Result<Vec<IpNetwork>, KernelError> {
+    let own = crate::install::index(interface)?.to_string();
     let mut question = RouteMessage::default();
     question.header.address_family = family(address);
     let records = netlink.dump(&RouteNetlinkMessage::GetRoute(question), "the pod's routes")?;
-    Ok(records.into_iter().any(|record| match record {
-        RouteNetlinkMessage::NewRoute(message)
-            if message.header.destination_prefix_length == 0 && message.header.kind == RouteType::Unicast =>
-        {
-            let route = observe::route(&message, |index| Some(index.to_string()));
-            route.is_some_and(|route| {
-                matches!(route.way, Way::Link { link, .. } if route.table == MAIN_TABLE && link != own.to_string())
-            })
+    let destination = |record| match record {
+        RouteNetlinkMessage::NewRoute(message) if message.header.kind == RouteType::Unicast => {
+            let route = observe::route(&message, |index| Some(index.to_string()))?;
+            let other = matches!(&route.way, Way::Link { link, .. } if *link != own);
+            (other && route.table == MAIN_TABLE).then_some(route.to)
         }
-        _ => false,
-    }))
+        _ => None,
+    };
+    Ok(records.into_iter().filter_map(destination).collect())
 }

@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::KernelError;
-use crate::objects::{ROUTE_PROTOCOL, is_our_link};
+use crate::objects::{ROUTE_PROTOCOL, is_governed};
 
 /// RTNLGRP_…: links, neighbours, addresses, routes, rules and settings, of both families.
 const GROUPS: [u32; 10] = [1, 3, 5, 7, 8, 9, 11, 19, 24, 25];
@@ -174,7 +174,7 @@ fn route_concerns_us(kind: u16, body: &[u8]) -> bool {
 
 fn link_concerns_us(kind: u16, index: u32) -> bool {
     match if_indextoname(index) {
-        Ok(name) => is_our_link(&name.to_string_lossy()),
+        Ok(name) => is_governed(&name.to_string_lossy()),
         // Gone already: it may have been ours. Its neighbours are told of one by one, its going once.
         Err(_) => kind == 17,
     }

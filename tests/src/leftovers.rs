@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
+use std::time::{Duration, Instant};
 
 use crate::command::{self, CommandError};
 use crate::namespace::Namespace;
@@ -33,14 +34,26 @@ const LOOKS: &[(&str, &str)] = &[
     ("sysctls", "sysctl --all --ignore --pattern ^net"),
 ];
 
+/// What a link is called that DEL took out of use, and how long it may take to go.
+const LEAVING: &str = "cwx";
+const WAY_OUT: Duration = Duration::from_secs(1);
+
 /// Settings that are measures: they change by themselves.
 const MEASURES: &[&str] =
     &["nf_conntrack_count", "fs.", "random", "nf_conntrack_max", "route.gc", "tcp_mem", "udp_mem"];
 
 impl Holdings {
-    /// What a namespace holds.
+    /// What a namespace holds. Links that are on their way out are waited for, for as long as they may take.
     pub fn of(namespace: &Namespace) -> Result<Self, CommandError> {
-        Ok(Self { sections: namespace.run(look)? })
+        let deadline = Instant::now() + WAY_OUT;
+        loop {
+            let late = Instant::now() > deadline;
+            let holdings = Self { sections: namespace.run(look)? };
+            if late || !holdings.sections["links"].iter().any(|link| link.starts_with(LEAVING)) {
+                return Ok(holdings);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// What the machine itself holds outside of all nodes: namespaces, mounts, files of /run, programs of ours, and

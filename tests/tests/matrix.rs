@@ -7,6 +7,7 @@ mod matrix {
     pub mod bad_input;
     pub mod capabilities;
     pub mod change;
+    pub mod check;
     pub mod ethdev;
     pub mod fastpath;
     pub mod fault;
@@ -20,6 +21,7 @@ mod matrix {
     pub mod stage;
     pub mod throughput;
     pub mod traces;
+    pub mod verbs;
 }
 
 use std::process::ExitCode;
@@ -30,8 +32,8 @@ use libtest_mimic::{Arguments, Trial};
 
 use matrix::stage::{Matrix, Story};
 use matrix::{
-    bad_input, capabilities, change, ethdev, fastpath, fault, foreign, hosts, means, reach, recovery, sizes,
-    spoof, throughput, traces,
+    bad_input, capabilities, change, check, ethdev, fastpath, fault, foreign, hosts, means, reach, recovery,
+    sizes, spoof, throughput, traces, verbs,
 };
 
 /// The data paths that every story is told over.
@@ -44,6 +46,8 @@ const FAMILIES: &[(&str, &[(&str, Story)])] = &[
     ("hosts", hosts::STORIES),
     ("change", change::STORIES),
     ("traces", traces::STORIES),
+    ("verbs", verbs::STORIES),
+    ("check", check::STORIES),
     ("recovery", recovery::STORIES),
     ("foreign", foreign::STORIES),
     ("spoof", spoof::STORIES),

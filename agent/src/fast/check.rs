@@ -1,6 +1,4 @@
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 
 use causeway_kernel_fallback::pod;
 use causeway_model::fastpath::PortName;
@@ -88,10 +86,8 @@ impl State {
 
 /// Whether a queue leads to another device than the pod's link.
 fn astray(queues: &[OwnedFd], interface: &str, netns: BorrowedFd<'_>) -> Option<String> {
-    let own = netns.try_clone_to_owned().and_then(|netns| File::from(netns).metadata());
-    let own = own.map(|metadata| (metadata.dev(), metadata.ino())).ok();
     let leads_there = |queue: &OwnedFd| {
-        tap::place(queue.as_fd()).is_ok_and(|place| place.name == interface && Some(place.netns) == own)
+        tap::place(queue.as_fd()).is_ok_and(|place| place.name == interface && tap::is_in(&place, netns))
     };
     let astray = queues.is_empty() || !queues.iter().all(leads_there);
     astray.then(|| {

@@ -9,12 +9,13 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use causeway_kernel_fallback::Reaper;
 use causeway_kernel_fallback::next_hops;
 use causeway_model::fastpath::{Device, Hello, Memory, PortName, Tally, Task};
 use causeway_model::operator::FastpathStatus;
@@ -75,6 +76,7 @@ struct State {
     held: BTreeMap<PortName, Held>,
     namespaces: BTreeMap<EndpointKey, Netns>,
     session: Option<Session>,
+    reaper: Reaper,
     /// What could not be done for single ports, in words; the next mending tries again.
     trouble: BTreeMap<PortName, String>,
     /// What ports do less well than asked, in the fast path's words.
@@ -88,7 +90,7 @@ struct State {
 
 impl FastDataplane {
     /// Listens for the fast path from now on.
-    pub fn start(options: FastOptions) -> Result<Self, SocketError> {
+    pub fn start(options: FastOptions, reaper: Reaper) -> Result<Self, SocketError> {
         let listener = Listener::bind(&options.socket)?;
         let state = Arc::new(Mutex::new(State {
             options,
@@ -97,6 +99,7 @@ impl FastDataplane {
             held: BTreeMap::new(),
             namespaces: BTreeMap::new(),
             session: None,
+            reaper,
             trouble: BTreeMap::new(),
             shortfalls: BTreeMap::new(),
             next_hops: BTreeMap::new(),
@@ -375,15 +378,20 @@ impl State {
     }
 
     fn unplug(&mut self, port: &PortName) {
+        if let Some(held) = self.give_up(port) {
+            held.forget(port);
+        }
+    }
+
+    /// Has a port served no more; what the agent holds of it is the caller's.
+    fn give_up(&mut self, port: &PortName) -> Option<Held> {
         self.trouble.remove(port);
         self.shortfalls.remove(port);
         if let Some(session) = &mut self.session {
             let result = session.order(Task::Unplug { port: port.clone() });
             self.settle("giving up a port", result);
         }
-        if let Some(held) = self.held.remove(port) {
-            held.forget(port);
-        }
+        self.held.remove(port)
     }
 }
 
@@ -448,18 +456,17 @@ impl Dataplane for FastDataplane {
         if plugged.is_some() && refused.is_none() {
             return Ok(());
         }
-        state.unplug(&port);
+        let left = netns.try_clone_to_owned().ok();
+        if let Err(error) = state.take_away(&endpoint.key, left) {
+            warn!(%error, "a half-made pod link is left behind");
+        }
         Err(DataplaneError::Unavailable(refused.unwrap_or_else(|| "the fast path went away".into())))
     }
 
     fn detach(&mut self, endpoint: &EndpointKey) -> Result<(), DataplaneError> {
         let mut state = lock(&self.state);
-        state.unplug(&PortName::Endpoint(endpoint.clone()));
-        // A stopped fast path holds its descriptors, and a restarted agent may hold none: the link goes all the same.
-        match state.namespaces.remove(endpoint) {
-            Some(namespace) => delete_pod_tap(&endpoint.interface, &namespace),
-            None => Ok(()),
-        }
+        let netns = state.namespaces.remove(endpoint).and_then(|place| ports::open_namespace(&place));
+        state.take_away(endpoint, netns.map(OwnedFd::from))
     }
 
     fn check(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<Vec<String>, DataplaneError> {

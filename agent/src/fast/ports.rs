@@ -2,9 +2,11 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
-use causeway_kernel_fallback::{HOST_LINK, UPLINK_LINK, UPLINK_MAC, delete_link, namespace, pod};
+use causeway_kernel_fallback::{
+    HOST_LINK, UPLINK_LINK, UPLINK_MAC, delete_link, dismiss_tap, namespace, pod,
+};
 use causeway_model::fastpath::{Device, PortName, Tap};
-use causeway_model::{DataplaneError, Endpoint, MacAddr};
+use causeway_model::{DataplaneError, Endpoint, EndpointKey, MacAddr};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
@@ -30,10 +32,22 @@ pub(super) struct Held {
 impl Held {
     /// Lets the device go with its last descriptor.
     pub(super) fn forget(self, port: &PortName) {
+        drop(self.release(port));
+    }
+
+    /// The descriptors, with the last of which the device will go.
+    fn release(self, port: &PortName) -> Vec<OwnedFd> {
         if let Some(queue) = self.queues.first() {
             // It fails only where the device has gone already, which is what is wanted.
             drop(tap::forget(link_of(port), queue.as_fd()));
         }
+        self.queues
+    }
+
+    /// The name of the device in a namespace, if it still is there.
+    fn name_in(&self, netns: BorrowedFd<'_>) -> Option<String> {
+        let place = tap::place(self.queues.first()?.as_fd()).ok()?;
+        tap::is_in(&place, netns).then_some(place.name)
     }
 
     /// Whether an uplink is what these options ask for.
@@ -139,6 +153,39 @@ fn held(queues: Vec<OwnedFd>, shape: Shape, mac: MacAddr) -> Held {
     Held { device: Device::Tap(tap), queues }
 }
 
+impl State {
+    /// Takes a pod's link away: out of use and out of the way of its name at once, deleted behind it. A stopped fast path
+    /// holds its descriptors, and a restarted agent may hold none: the link goes all the same.
+    pub(super) fn take_away(
+        &mut self,
+        key: &EndpointKey,
+        netns: Option<OwnedFd>,
+    ) -> Result<(), DataplaneError> {
+        let port = PortName::Endpoint(key.clone());
+        let held = self.give_up(&port);
+        let mut dismissed = Ok(());
+        if let Some(netns) = netns {
+            // Whatever has its name meanwhile is not ours while our own device can be told.
+            let name = match &held {
+                Some(held) => held.name_in(netns.as_fd()),
+                None => Some(key.interface.clone()),
+            };
+            let dismissed_there = |name: String| {
+                namespace::within(netns.as_fd(), || dismiss_tap(&name)).and_then(|there| there)
+            };
+            match name.map_or(Ok(None), dismissed_there) {
+                Ok(Some(index)) => self.reaper.delete(netns, index),
+                Ok(None) => {}
+                Err(error) => dismissed = Err(error.into()),
+            }
+        }
+        if let Some(held) = held {
+            self.reaper.close(held.release(&port));
+        }
+        dismissed
+    }
+}
+
 /// Makes a pod's TAP inside its namespace and configures it. On failure nothing is left there.
 pub(super) fn make_pod_tap(
     endpoint: &Endpoint,
@@ -161,7 +208,7 @@ pub(super) fn make_pod_tap(
 }
 
 /// A pod's namespace, unless it has gone or another one has its path.
-fn open_namespace(place: &Netns) -> Option<File> {
+pub(super) fn open_namespace(place: &Netns) -> Option<File> {
     let file = namespace::open(place.path.as_ref()).ok()?;
     let metadata = file.metadata().ok()?;
     ((metadata.dev(), metadata.ino()) == (place.device, place.inode)).then_some(file)

@@ -26,7 +26,7 @@ fn alone(test: impl FnOnce(&FilePath) + Send + 'static) {
 
 fn driver(socket: &FilePath) -> FastDataplane {
     let options = FastOptions { socket: socket.to_owned(), queues: 2, uplink: None, mask_tunnel_gso: false };
-    FastDataplane::start(options).unwrap()
+    FastDataplane::start(options, Reaper::start().unwrap()).unwrap()
 }
 
 fn endpoint(number: u8) -> Endpoint {

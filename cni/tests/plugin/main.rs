@@ -7,6 +7,7 @@ mod attaching;
 mod bad_calls;
 mod delegating;
 mod deleting;
+mod noise;
 mod runtime;
 mod verbs;
 mod versions;

@@ -12,6 +12,13 @@ use crate::lab::{Lab, LabNode, LabPod, Namespace, UNDERLAY, settings};
 
 /// Everything of a namespace that could be left behind.
 fn picture(ns: &Namespace) -> Vec<String> {
+    // What was taken out of use has a second to go.
+    for _ in 0..50 {
+        if !ns.run("ip -br link").contains("cwx") {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let mut picture: Vec<String> = [
         "ip -d link show",
         "ip address show",

@@ -123,9 +123,9 @@ pub(super) fn ping(from: &Namespace, to: IpAddr) -> bool {
 }
 
 /// One call of the plugin.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Call {
-    /// ADD or DEL.
+    /// Any of the specification's.
     pub verb: &'static str,
     /// The container's id.
     pub container: String,
@@ -135,6 +135,10 @@ pub struct Call {
     pub pod: Option<(String, String)>,
     /// What the ADD returned.
     pub previous: Option<Value>,
+    /// The interface's name in the pod; `eth0` where it is empty.
+    pub interface: String,
+    /// Keys of the network configuration that are not as always.
+    pub configured: serde_json::Map<String, Value>,
 }
 
 impl Lab {
@@ -232,6 +236,12 @@ impl Lab {
         })
     }
 
+    /// The call that adds a pod, to be changed by a story.
+    pub fn call(&self, verb: &'static str, pod: &Pod) -> Call {
+        let previous = (verb != "ADD").then(|| pod.record.result.clone());
+        Call { verb, previous, ..add_call(self, &pod.record) }
+    }
+
     /// A pod by name.
     pub fn pod(&self, name: &str) -> Result<Pod, LabError> {
         let record = self.record()?.pod(name)?.clone();
@@ -244,7 +254,9 @@ impl Lab {
         let mut command = Command::new(binaries.get("causeway-cni")?);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("CNI_COMMAND", call.verb).env("CNI_CONTAINERID", &call.container);
-        command.env("CNI_NETNS", &call.netns).env("CNI_IFNAME", "eth0").env("CNI_PATH", binaries.directory());
+        let interface = if call.interface.is_empty() { "eth0" } else { &call.interface };
+        command.env("CNI_NETNS", &call.netns).env("CNI_IFNAME", interface);
+        command.env("CNI_PATH", binaries.directory());
         if let Some((name, uid)) = &call.pod {
             command.env("CNI_ARGS", cni_args(name, uid, &call.container));
         }
@@ -256,6 +268,9 @@ impl Lab {
         }
         if let Some(previous) = &call.previous {
             config["prevResult"] = previous.clone();
+        }
+        for (key, value) in &call.configured {
+            config[key] = value.clone();
         }
         let output = node.run(|| command::output(&mut command, config.to_string().as_bytes()))?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -302,7 +317,7 @@ fn add_call(lab: &Lab, pod: &PodRecord) -> Call {
         container: pod.container.clone(),
         netns: format!("/var{}", lab.namespace(&pod.name).path().display()),
         pod: Some((pod.name.clone(), pod.uid.clone())),
-        previous: None,
+        ..Call::default()
     }
 }
 

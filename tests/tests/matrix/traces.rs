@@ -56,8 +56,7 @@ fn del_of_nothing_succeeds_and_del_without_a_namespace_cleans(matrix: &Matrix) -
     let lab = matrix.lab(|spec| spec.nodes = 1)?;
     let n1 = lab.node("n1")?;
     let before = Holdings::of(n1.namespace())?;
-    let nothing =
-        Call { verb: "DEL", container: "f".repeat(64), netns: String::new(), pod: None, previous: None };
+    let nothing = Call { verb: "DEL", container: "f".repeat(64), ..Call::default() };
     lab.call_plugin(&n1, &nothing)?;
     // As after a reboot of the runtime: the namespace went first.
     let pod = lab.add_pod("n1", "x")?;
