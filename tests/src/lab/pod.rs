@@ -138,7 +138,7 @@ pub struct Call {
     /// The interface's name in the pod; `eth0` where it is empty.
     pub interface: String,
     /// Keys of the network configuration that are not as always.
-    pub configured: serde_json::Map<String, Value>,
+    pub configured: Map<String, Value>,
 }
 
 impl Lab {
