@@ -100,7 +100,7 @@ impl Caller for Ours {
     fn call(&self, verb: &'static str, container: usize, place: &Place) -> Result<Value> {
         let netns = place.namespace.path().display().to_string();
         let container = format!("{container:064x}");
-        let call = Call { verb, container, netns, pod: None, previous: None };
+        let call = Call { verb, container, netns, ..Call::default() };
         Ok(self.stand.lab.call_plugin(&self.node, &call)?)
     }
 }
