@@ -295,3 +295,5 @@ impl Leases {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod worlds;

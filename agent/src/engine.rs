@@ -3,13 +3,20 @@
 //! The truth about endpoints is the store's, the truth about everything else the world's; [`crate::desired`] makes one desired
 //! state of both, and the drivers are told what changed in it. All of it is synchronous, behind one lock.
 
+#[cfg(test)]
+mod address_tests;
 mod attach;
 #[cfg(test)]
 pub(crate) mod bench;
 #[cfg(test)]
 mod capability_tests;
 mod check;
+#[cfg(test)]
+mod crash_tests;
 mod gc;
+#[cfg(test)]
+mod leak_tests;
+mod leaks;
 mod release;
 mod report;
 mod roster;
@@ -21,6 +28,8 @@ pub(crate) use report::Report;
 pub(crate) use status::Ailment;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -33,6 +42,7 @@ use crate::error::{Error, chain};
 use crate::machine::Machine;
 use crate::sources::World;
 use crate::store::Store;
+use leaks::Leaks;
 use roster::Roster;
 
 /// How many repairs status shows, the last one first.
@@ -67,6 +77,8 @@ pub(crate) struct Parts {
 /// The engine: share it, every method takes the lock for itself.
 pub(crate) struct Engine {
     core: Mutex<Core>,
+    /// Whether the runtime's processes, and with them those of pods, can be seen from here.
+    sees_runtime: AtomicBool,
     /// Told whenever an ADD may find what it waits for.
     changed: Condvar,
 }
@@ -87,6 +99,7 @@ struct Core {
     troubles: BTreeMap<String, String>,
     repairs: u64,
     mended: VecDeque<String>,
+    leaks: Leaks,
 }
 
 impl Engine {
@@ -107,13 +120,14 @@ impl Engine {
             troubles: BTreeMap::new(),
             repairs: 0,
             mended: VecDeque::new(),
+            leaks: Leaks::default(),
         };
         core.release_the_dead();
         core.replay_tombstones();
         for (key, record) in core.parts.store.records() {
             core.parts.drivers.remember(key, &record.netns);
         }
-        Self { core: Mutex::new(core), changed: Condvar::new() }
+        Self { core: Mutex::new(core), sees_runtime: AtomicBool::new(false), changed: Condvar::new() }
     }
 
     /// Takes up news of the world, or that there is none to be had.
@@ -141,10 +155,19 @@ impl Engine {
         let mut core = self.lock();
         core.replay_tombstones();
         core.settle();
+        // From a container with processes of its own, an empty namespace would look like an abandoned one.
+        if self.sees_runtime.load(Relaxed) {
+            core.collect_leaks(Instant::now());
+        }
         if core.in_force {
             core.mend();
         }
         self.changed.notify_all();
+    }
+
+    /// Notes who called: the kernel gives no number to a process that is out of sight.
+    pub(crate) fn meet(&self, caller: Option<i32>) {
+        self.sees_runtime.store(caller.is_some_and(|pid| pid > 0), Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Core> {
@@ -215,12 +238,14 @@ impl Core {
     fn mend(&mut self) {
         let mended = self.parts.drivers.mend();
         self.note(MENDING, mended.as_ref().map(|_| ()).map_err(|error| chain(error)));
-        for repair in mended.unwrap_or_default() {
-            tracing::warn!("mended: {repair}");
-            self.repairs += 1;
-            self.mended.truncate(SHOWN_REPAIRS - 1);
-            self.mended.push_front(repair);
-        }
+        mended.unwrap_or_default().into_iter().for_each(|repair| self.mended(repair));
+    }
+
+    fn mended(&mut self, repair: String) {
+        tracing::warn!("mended: {repair}");
+        self.repairs += 1;
+        self.mended.truncate(SHOWN_REPAIRS - 1);
+        self.mended.push_front(repair);
     }
 
     /// Keeps the last trouble with one thing for status, until that thing goes well; each is logged when it is new.

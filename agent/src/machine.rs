@@ -1,5 +1,6 @@
 //! What the agent knows of the machine it runs on: its boot, and the namespaces that are its own.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -55,6 +56,37 @@ impl Machine {
             return Err(refused("it is the node's own network namespace"));
         }
         Ok((netns, Netns { path: path.to_owned(), device, inode }))
+    }
+
+    /// Whether a namespace is certainly not where it was: what cannot be looked at may be there.
+    pub(crate) fn is_gone(&self, netns: &Netns) -> bool {
+        match fs::metadata(&netns.path) {
+            // What is no namespace at all may be the place of one that is mounted out of our sight.
+            Ok(found) => found.dev() == netns.device && found.ino() != netns.inode,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+
+    /// The network namespaces that processes live in, by device and inode. The first process is nobody's pod, and not everywhere
+    /// may one look at it.
+    pub(crate) fn inhabited(&self) -> Result<BTreeSet<(u64, u64)>, Error> {
+        let mut namespaces = BTreeSet::new();
+        let reading = || Error::io("reading /proc");
+        for entry in fs::read_dir("/proc").map_err(reading())? {
+            let name = entry.map_err(reading())?.file_name();
+            let Some(process) = name.to_str().and_then(|name| name.parse::<u32>().ok()).filter(|id| *id != 1)
+            else {
+                continue;
+            };
+            match fs::metadata(format!("/proc/{process}/ns/net")) {
+                Ok(found) => drop(namespaces.insert((found.dev(), found.ino()))),
+                // It has ended meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => {}
+                Err(error) => return Err(Error::io(format!("looking where process {process} lives"))(error)),
+            }
+        }
+        Ok(namespaces)
     }
 
     /// Whether a namespace still is where it was.

@@ -220,8 +220,9 @@ fn read_links() -> Result<Vec<Link>, String> {
 }
 
 fn handler(engine: Arc<Engine>, meter: CniMeter) -> Arc<Handler> {
-    Arc::new(move |request: &Request, netns, until| {
+    Arc::new(move |request: &Request, netns, caller, until| {
         let began = Instant::now();
+        engine.meet(caller);
         let reply = engine.answer(request, netns, until);
         meter.count(request.verb, &reply, began.elapsed());
         reply

@@ -71,9 +71,8 @@ fn sets_are_one_a_family_and_may_have_several_ranges() {
     assert_eq!(read.sets.len(), 2);
 }
 
-/// F14: all of these before anything is allocated.
 #[test]
-fn f14_range_edges_are_named_with_code_7() {
+fn range_edges_are_named_with_code_7() {
     for (range, words) in [
         (json!({"subnet": "10.244.4.0/31"}), ["10.244.4.0/31", "too small"]),
         (json!({"subnet": "10.244.4.1/32"}), ["10.244.4.1/32", "too small"]),

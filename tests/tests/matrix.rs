@@ -4,6 +4,7 @@
 //! stories can fail. `--fault NAME` spoils something on purpose, so that the family it is for must fail.
 
 mod matrix {
+    pub mod addresses;
     pub mod bad_input;
     pub mod capabilities;
     pub mod change;
@@ -32,8 +33,8 @@ use libtest_mimic::{Arguments, Trial};
 
 use matrix::stage::{Matrix, Story};
 use matrix::{
-    bad_input, capabilities, change, check, ethdev, fastpath, fault, foreign, hosts, means, reach, recovery,
-    sizes, spoof, throughput, traces, verbs,
+    addresses, bad_input, capabilities, change, check, ethdev, fastpath, fault, foreign, hosts, means, reach,
+    recovery, sizes, spoof, throughput, traces, verbs,
 };
 
 /// The data paths that every story is told over.
@@ -48,6 +49,7 @@ const FAMILIES: &[(&str, &[(&str, Story)])] = &[
     ("traces", traces::STORIES),
     ("verbs", verbs::STORIES),
     ("check", check::STORIES),
+    ("addresses", addresses::STORIES),
     ("recovery", recovery::STORIES),
     ("foreign", foreign::STORIES),
     ("spoof", spoof::STORIES),
@@ -101,11 +103,15 @@ const FAST_FAMILIES: &[(&str, &[(&str, Story)])] =
 /// Told once: it makes its own of nodes that ask for the fast path.
 const MEANS_FAMILY: (&str, &[(&str, Story)]) = ("means", means::STORIES);
 
+/// What takes long by its nature, where there is time.
+const LONG_FAMILY: (&str, &[(&str, Story)]) = ("addresses", addresses::PATIENT);
+
 /// One trial a story.
 fn stories(matrix: &Arc<Matrix>) -> Vec<Trial> {
     let fast = if matrix.mode == Datapath::Kernel { &[] } else { FAST_FAMILIES };
     let once = (matrix.mode == Datapath::Fast).then_some(&MEANS_FAMILY);
-    let families = FAMILIES.iter().chain(fast).chain(once);
+    let long = matrix.full.then_some(&LONG_FAMILY);
+    let families = FAMILIES.iter().chain(fast).chain(once).chain(long);
     let all = families.flat_map(|(family, stories)| stories.iter().map(move |story| (family, story)));
     let trial = |(family, (name, story)): (&&str, &(&str, Story))| {
         let (matrix, story) = (matrix.clone(), *story);

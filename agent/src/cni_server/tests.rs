@@ -45,10 +45,12 @@ fn reply(from: &mut Stream) -> Reply {
 }
 
 /// Says what it got: the container, and what the descriptor is open on.
-fn echo(request: &Request, descriptor: Option<OwnedFd>, _: Instant) -> Reply {
+fn echo(request: &Request, descriptor: Option<OwnedFd>, caller: Option<i32>, _: Instant) -> Reply {
     if request.key.container == "panic" {
         panic!("told to");
     }
+    // Here the client and the server are one process.
+    assert_eq!(caller.map(i32::cast_unsigned), Some(std::process::id()));
     let text = descriptor.map(|descriptor| {
         let mut text = String::new();
         File::from(descriptor).read_to_string(&mut text).unwrap();
@@ -95,12 +97,12 @@ async fn nobody_is_in_anybodys_way() {
     let waiting = Arc::new(AtomicUsize::new(0));
     let handler = {
         let waiting = waiting.clone();
-        move |request: &Request, descriptor, until| {
+        move |request: &Request, descriptor, caller, until| {
             if request.key.container == "slow" {
                 waiting.fetch_add(1, Ordering::SeqCst);
                 std::thread::sleep(Duration::from_secs(3));
             }
-            echo(request, descriptor, until)
+            echo(request, descriptor, caller, until)
         }
     };
     with_server(Arc::new(handler), move |path| {
@@ -169,10 +171,10 @@ async fn who_is_being_served_is_served_to_the_end() {
     let begun = Arc::new(tokio::sync::Notify::new());
     let handler = {
         let begun = begun.clone();
-        move |request: &Request, descriptor, until| {
+        move |request: &Request, descriptor, caller, until| {
             begun.notify_one();
             std::thread::sleep(Duration::from_millis(500));
-            echo(request, descriptor, until)
+            echo(request, descriptor, caller, until)
         }
     };
     let server = tokio::spawn(serve(listen(&path).unwrap(), path.clone(), Arc::new(handler), stopped));

@@ -15,6 +15,8 @@ use crate::config::PathWish;
 pub(crate) struct Log {
     pub calls: Vec<String>,
     pub fail: Option<&'static str>,
+    /// Dies with the process at this call.
+    pub die: Option<&'static str>,
     pub snapshot: Option<Snapshot>,
     pub attached: Vec<EndpointKey>,
     pub counters: Counters,
@@ -35,6 +37,9 @@ impl Recorder {
     fn call(&self, name: &'static str, what: &str) -> Result<(), DataplaneError> {
         let mut log = self.log();
         log.calls.push(format!("{name}{what}"));
+        if log.die == Some(name) {
+            nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).expect("a process may kill itself");
+        }
         match log.fail {
             Some(failing) if failing == name => {
                 Err(DataplaneError::Refused(format!("{name} was told to fail")))
@@ -153,7 +158,11 @@ impl Bench {
     }
 
     pub(crate) fn start(&self) -> Engine {
-        let directory = self.directory.path();
+        self.start_in(self.directory.path())
+    }
+
+    /// The same with another directory's store.
+    pub(crate) fn start_in(&self, directory: &std::path::Path) -> Engine {
         let text = format!("node: east\nstate: {}\n", directory.display());
         let address = "192.0.2.11/24".parse().unwrap();
         let eth0 = Link { name: "eth0".into(), mtu: 1500, addresses: vec![address], up: true };

@@ -12,6 +12,7 @@ impl Core {
     /// Takes an attachment away, whatever of it is there: the link first, then its guards, then the lease. Goes on past
     /// failures and tells all of them; asked again, it tries again what is left.
     pub(super) fn release(&mut self, key: &EndpointKey) -> Result<(), Error> {
+        self.leaks.forget(key);
         let mut failures = Vec::new();
         failures.extend(self.parts.drivers.detach(key).err().map(Error::from));
         let known = self.roster.endpoints().contains_key(key);

@@ -84,7 +84,7 @@ fn another_plugins_addresses_go_to_the_agent_and_its_names_into_the_result() {
 }
 
 #[test]
-fn f10_whatever_fails_after_another_plugin_gave_addresses_it_gets_them_back() {
+fn whatever_fails_after_another_plugin_gave_addresses_it_gets_them_back() {
     let (network, pod, double) = (Network::new(), Pod::new(), Double::new(GIVES));
     let call = double.call(&network, "ADD", &pod);
     call.run().error(11, &[network.socket().to_str().unwrap()]);
@@ -139,7 +139,7 @@ fn what_another_plugin_cannot_give_is_told_in_its_words_and_released() {
 }
 
 #[test]
-fn f15_another_plugin_that_hangs_is_ended_in_time() {
+fn another_plugin_that_hangs_is_ended_in_time() {
     let (network, pod, double) = (Network::new(), Pod::new(), Double::new("ADD) exec sleep 77;;"));
     let call = double.call(&network, "ADD", &pod);
     let limits = causeway_cni::Limits { ipam: Duration::from_millis(400), ..Default::default() };

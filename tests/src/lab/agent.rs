@@ -180,7 +180,8 @@ impl Lab {
 /// replaced by the next.
 fn within_mounts(command: &Command, before: &str) -> Command {
     let mut shell = Command::new("unshare");
-    shell.args(["--mount", "sh", "-ec", &format!("{before}\nexec \"$0\" \"$@\"")]);
+    // What the runtime mounts later comes in, or the program would see no pod's namespace.
+    shell.args(["--mount", "--propagation", "slave", "sh", "-ec", &format!("{before}\nexec \"$0\" \"$@\"")]);
     shell.arg(command.get_program()).args(command.get_args());
     shell
 }

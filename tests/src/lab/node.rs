@@ -81,6 +81,11 @@ impl Node {
         self.directory.join("agent.yaml")
     }
 
+    /// A directory of plugins that the runtime of this node finds before all others.
+    pub fn plugins(&self) -> PathBuf {
+        self.directory.join("plugins")
+    }
+
     /// Where the agent's API listens.
     pub fn api_socket(&self) -> PathBuf {
         self.directory.join("run/api.sock")

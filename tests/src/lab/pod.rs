@@ -16,6 +16,8 @@ use crate::namespace::Namespace;
 
 /// The name of the network in every lab's configuration.
 const NETWORK: &str = "pods";
+/// Where Debian has the plugins of containernetworking.
+const PLUGINS: &str = "/usr/lib/cni";
 
 /// A pod as it is asked for.
 #[derive(Clone, Debug, Default)]
@@ -23,7 +25,8 @@ pub struct PodSpec {
     name: String,
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
-    runtime: Map<String, Value>,
+    config: Map<String, Value>,
+    args: BTreeMap<String, String>,
 }
 
 impl PodSpec {
@@ -43,12 +46,23 @@ impl PodSpec {
         self.annotations.insert(key.to_owned(), value.to_owned());
         self
     }
-}
 
-impl PodSpec {
+    /// With a key of its network's configuration, as `ipam`.
+    pub fn config(mut self, key: &str, value: Value) -> Self {
+        self.config.insert(key.to_owned(), value);
+        self
+    }
+
+    /// With one more of the runtime's arguments (CNI_ARGS).
+    pub fn arg(mut self, key: &str, value: &str) -> Self {
+        self.args.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
     /// With a capability that the runtime asks for.
     pub fn capability(mut self, name: &str, value: Value) -> Self {
-        self.runtime.insert(name.to_owned(), value);
+        let asked = self.config.entry("runtimeConfig").or_insert_with(|| json!({}));
+        asked[name] = value;
         self
     }
 }
@@ -137,8 +151,10 @@ pub struct Call {
     pub previous: Option<Value>,
     /// The interface's name in the pod; `eth0` where it is empty.
     pub interface: String,
-    /// Keys of the network configuration that are not as always.
+    /// Keys of the network configuration that are not as always, whatever the container's pod has there.
     pub configured: Map<String, Value>,
+    /// More of CNI_ARGS.
+    pub args: BTreeMap<String, String>,
 }
 
 impl Lab {
@@ -157,7 +173,7 @@ impl Lab {
 
     /// Writes down a new pod, its labels and what a mixed lab makes of it.
     pub(super) fn register_pod(&self, node: &Node, spec: PodSpec) -> Result<PodRecord, LabError> {
-        let PodSpec { name, labels, mut annotations, runtime } = spec;
+        let PodSpec { name, labels, mut annotations, config, args } = spec;
         let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if name.is_empty() || name.len() > 40 || name == "wire" || !name.chars().all(good) {
             return Err(LabError::Refused(format!(
@@ -184,7 +200,8 @@ impl Lab {
                 container: hex(64),
                 labels,
                 annotations,
-                runtime,
+                config: config.clone(),
+                args: args.clone(),
                 addresses: Vec::new(),
                 result: Value::Null,
             };
@@ -248,23 +265,24 @@ impl Lab {
         Ok(Pod { namespace: self.namespace(name), record })
     }
 
-    /// Calls the plugin as containerd would, inside the node, and returns its result.
-    pub fn call_plugin(&self, node: &Node, call: &Call) -> Result<Value, LabError> {
+    /// The plugin as containerd would execute it inside a node, and what it gets on stdin.
+    pub fn plugin(&self, node: &Node, call: &Call) -> Result<(Command, Value), LabError> {
         let binaries = Binaries::find()?;
         let mut command = Command::new(binaries.get("causeway-cni")?);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("CNI_COMMAND", call.verb).env("CNI_CONTAINERID", &call.container);
+        let path = format!("{}:{}:{PLUGINS}", node.plugins().display(), binaries.directory().display());
         let interface = if call.interface.is_empty() { "eth0" } else { &call.interface };
-        command.env("CNI_NETNS", &call.netns).env("CNI_IFNAME", interface);
-        command.env("CNI_PATH", binaries.directory());
+        command.env("CNI_NETNS", &call.netns).env("CNI_IFNAME", interface).env("CNI_PATH", path);
         if let Some((name, uid)) = &call.pod {
-            command.env("CNI_ARGS", cni_args(name, uid, &call.container));
+            command.env("CNI_ARGS", cni_args(name, uid, call));
         }
         let mut config = plugin_config(node);
         // A runtime says the same on every call.
-        let runtime = self.record()?.pods.into_iter().find(|pod| pod.container == call.container);
-        if let Some(runtime) = runtime.map(|pod| pod.runtime).filter(|runtime| !runtime.is_empty()) {
-            config["runtimeConfig"] = runtime.into();
+        let said = self.record()?.pods.into_iter().find(|pod| pod.container == call.container);
+        let said = said.map(|pod| pod.config).unwrap_or_default();
+        for (key, value) in said {
+            config[key] = value;
         }
         if let Some(previous) = &call.previous {
             config["prevResult"] = previous.clone();
@@ -272,6 +290,12 @@ impl Lab {
         for (key, value) in &call.configured {
             config[key] = value.clone();
         }
+        Ok((command, config))
+    }
+
+    /// Calls the plugin as containerd would, inside the node, and returns its result.
+    pub fn call_plugin(&self, node: &Node, call: &Call) -> Result<Value, LabError> {
+        let (mut command, config) = self.plugin(node, call)?;
         let output = node.run(|| command::output(&mut command, config.to_string().as_bytes()))?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         if output.status.success() {
@@ -317,19 +341,21 @@ fn add_call(lab: &Lab, pod: &PodRecord) -> Call {
         container: pod.container.clone(),
         netns: format!("/var{}", lab.namespace(&pod.name).path().display()),
         pod: Some((pod.name.clone(), pod.uid.clone())),
+        args: pod.args.clone(),
         ..Call::default()
     }
 }
 
 /// CNI_ARGS as containerd 1.6 and 2.3 write them: in another order on each call.
-fn cni_args(name: &str, uid: &str, container: &str) -> String {
-    let mut args = [
+fn cni_args(name: &str, uid: &str, call: &Call) -> String {
+    let mut args = vec![
         "IgnoreUnknown=1".to_owned(),
         "K8S_POD_NAMESPACE=default".to_owned(),
         format!("K8S_POD_NAME={name}"),
-        format!("K8S_POD_INFRA_CONTAINER_ID={container}"),
+        format!("K8S_POD_INFRA_CONTAINER_ID={}", call.container),
         format!("K8S_POD_UID={uid}"),
     ];
+    args.extend(call.args.iter().map(|(key, value)| format!("{key}={value}")));
     fastrand::shuffle(&mut args);
     args.join(";")
 }

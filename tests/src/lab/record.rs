@@ -64,9 +64,10 @@ pub struct PodRecord {
     pub labels: BTreeMap<String, String>,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
-    /// What the runtime asks for beyond an attachment: `runtimeConfig`.
-    #[serde(default)]
-    pub runtime: Map<String, Value>,
+    /// Keys of its network's configuration beside those of the lab.
+    pub config: Map<String, Value>,
+    /// More of CNI_ARGS.
+    pub args: BTreeMap<String, String>,
     /// Its addresses, as the plugin answered.
     pub addresses: Vec<IpAddr>,
     /// The plugin's answer, which DEL gets back.

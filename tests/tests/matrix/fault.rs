@@ -22,6 +22,7 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("checksum-wrong", "throughput"),
     ("flows-shuffled", "throughput"),
     ("foreign-mac-wrong", "foreign"),
+    ("range-unsaid", "addresses"),
     ("stranger-known", "spoof"),
     ("config-good", "bad_input"),
     ("port-unmapped", "capabilities"),
