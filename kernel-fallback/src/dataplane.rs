@@ -16,7 +16,7 @@ use crate::capture::{Capture, Uplink};
 use crate::desired::{Desired, Difference, Facts};
 use crate::element::Element;
 use crate::error::KernelError;
-use crate::install::{index, install, remove, remove_link};
+use crate::install::{index, install, install_all, remove, remove_link};
 use crate::leaving::{self, Reaper};
 use crate::netlink::Netlink;
 use crate::nft::Nft;
@@ -196,8 +196,13 @@ impl KernelDataplane {
                 errors.extend(remove(&mut self.netlink, object).err());
             }
         }
+        // Of a new pod nothing can be made yet, which is asked once and not for each of its dozen objects.
+        let mut there: BTreeMap<&str, bool> = BTreeMap::new();
         for object in &objects.new {
-            errors.extend(self.make(object).err());
+            let link = object.link().filter(|link| is_pod_link(link));
+            if link.is_none_or(|link| *there.entry(link).or_insert_with(|| index(link).is_ok())) {
+                errors.extend(self.make(object).err());
+            }
         }
         KernelError::all(errors)
     }
@@ -239,9 +244,7 @@ impl KernelDataplane {
             });
         }
         let made = veth::create(&mut self.netlink, endpoint, netns)?;
-        for object in &objects {
-            install(&mut self.netlink, object)?;
-        }
+        install_all(&mut self.netlink, &objects)?;
         pod::configure(netns, &endpoint.key.interface, endpoint)?;
         made.keep();
         Ok(())

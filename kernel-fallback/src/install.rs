@@ -1,9 +1,10 @@
 //! Objects as netlink requests.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use causeway_model::{Family, IpNetwork, MacAddr};
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, VxlanDf,
@@ -41,35 +42,74 @@ pub(crate) const GONE: [Errno; 5] =
 /// Makes an object, or makes it right.
 pub(crate) fn install(netlink: &mut Netlink, object: &Object) -> Result<(), KernelError> {
     let doing = || format!("making {object}");
-    let mend = NLM_F_CREATE | NLM_F_REPLACE;
     match object {
         Object::Sysctl(sysctl) => sysctl::write(&sysctl.path, sysctl.value),
         Object::Vxlan(vxlan) => create_vxlan(netlink, vxlan, object),
-        Object::Link(link) => {
-            let message = link_state(index(&link.name)?, link);
-            netlink.request(RouteNetlinkMessage::SetLink(message), 0, doing)
-        }
-        Object::Address { link, address } => {
-            let message = address_message(index(link)?, *address);
-            netlink.request(RouteNetlinkMessage::NewAddress(message), mend, doing)
-        }
-        Object::Neighbour { link, address, mac } => {
-            let message = neighbour_message(index(link)?, *address, *mac);
-            netlink.request(RouteNetlinkMessage::NewNeighbour(message), mend, doing)
-        }
-        Object::Forwarding { link, mac, to } => {
-            let message = forwarding_message(index(link)?, *mac, *to);
-            netlink.request(RouteNetlinkMessage::NewNeighbour(message), mend, doing)
-        }
-        Object::Route(route) => {
-            let message = route_message(route)?;
-            netlink.request(RouteNetlinkMessage::NewRoute(message), mend, doing)
-        }
         Object::Rule { from } => {
             let message = rule_message(*from);
             let made =
                 netlink.request(RouteNetlinkMessage::NewRule(message), NLM_F_CREATE | NLM_F_EXCL, doing);
             unless(made, &[Errno::EEXIST])
+        }
+        _ => {
+            let index = object.link().map(index).transpose()?.unwrap_or_default();
+            let (message, flags) = request_on(index, object);
+            netlink.request(message, flags, doing)
+        }
+    }
+}
+
+/// Makes objects in their order, with as few system calls as it takes: requests about links go in one datagram.
+pub(crate) fn install_all(netlink: &mut Netlink, objects: &[Object]) -> Result<(), KernelError> {
+    let mut indexes: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut waiting: Vec<&Object> = Vec::new();
+    let mut requests = Vec::new();
+    for object in objects {
+        if matches!(object, Object::Sysctl(_) | Object::Vxlan(_) | Object::Rule { .. }) {
+            send(netlink, std::mem::take(&mut requests), &std::mem::take(&mut waiting))?;
+            install(netlink, object)?;
+            continue;
+        }
+        let known = object.link().map(|link| indexes.get(link).copied().map_or_else(|| index(link), Ok));
+        let number = known.transpose()?.unwrap_or_default();
+        indexes.extend(object.link().map(|link| (link, number)));
+        let (message, flags) = request_on(number, object);
+        requests.push((message, flags | NLM_F_ACK));
+        waiting.push(object);
+    }
+    send(netlink, requests, &waiting)
+}
+
+/// Sends requests; after a refusal each by itself, so that what is refused is told by its name. Doing one twice is doing it
+/// once.
+fn send(
+    netlink: &mut Netlink,
+    requests: Vec<(RouteNetlinkMessage, u16)>,
+    objects: &[&Object],
+) -> Result<(), KernelError> {
+    if requests.is_empty() || netlink.transact(requests).is_ok() {
+        return Ok(());
+    }
+    objects.iter().try_for_each(|object| install(netlink, object))
+}
+
+/// The request that makes an object on a link.
+fn request_on(index: u32, object: &Object) -> (RouteNetlinkMessage, u16) {
+    let mend = NLM_F_CREATE | NLM_F_REPLACE;
+    match object {
+        Object::Link(link) => (RouteNetlinkMessage::SetLink(link_state(index, link)), 0),
+        Object::Address { address, .. } => {
+            (RouteNetlinkMessage::NewAddress(address_message(index, *address)), mend)
+        }
+        Object::Neighbour { address, mac, .. } => {
+            (RouteNetlinkMessage::NewNeighbour(neighbour_message(index, *address, *mac)), mend)
+        }
+        Object::Forwarding { mac, to, .. } => {
+            (RouteNetlinkMessage::NewNeighbour(forwarding_message(index, *mac, *to)), mend)
+        }
+        Object::Route(route) => (RouteNetlinkMessage::NewRoute(route_message(index, route)), mend),
+        Object::Sysctl(_) | Object::Vxlan(_) | Object::Rule { .. } => {
+            unreachable!("it is no request about a link")
         }
     }
 }
@@ -87,8 +127,8 @@ pub(crate) fn remove(netlink: &mut Netlink, object: &Object) -> Result<(), Kerne
         Object::Sysctl(_) | Object::Link(_) => return Ok(()),
         Object::Vxlan(_) => return remove_link(netlink, TUNNEL_LINK),
         Object::Rule { from } => RouteNetlinkMessage::DelRule(rule_message(*from)),
-        Object::Route(route) => match route_message(route) {
-            Ok(message) => RouteNetlinkMessage::DelRoute(message),
+        Object::Route(route) => match object.link().map(index).transpose() {
+            Ok(index) => RouteNetlinkMessage::DelRoute(route_message(index.unwrap_or_default(), route)),
             Err(KernelError::NoLink(_)) => return Ok(()),
             Err(error) => return Err(error),
         },
@@ -237,7 +277,7 @@ fn forwarding_message(index: u32, mac: MacAddr, to: IpAddr) -> NeighbourMessage 
     message
 }
 
-fn route_message(route: &Route) -> Result<RouteMessage, KernelError> {
+fn route_message(index: u32, route: &Route) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(route.to.ip());
     message.header.destination_prefix_length = route.to.prefix();
@@ -251,9 +291,9 @@ fn route_message(route: &Route) -> Result<RouteMessage, KernelError> {
     }
     match &route.way {
         Way::Unreachable => message.header.kind = RouteType::Unreachable,
-        Way::Link { link, via } => {
+        Way::Link { via, .. } => {
             message.header.kind = RouteType::Unicast;
-            message.attributes.push(RouteAttribute::Oif(index(link)?));
+            message.attributes.push(RouteAttribute::Oif(index));
             if let Some(via) = via {
                 message.header.flags = RouteFlags::Onlink;
                 message.attributes.push(RouteAttribute::Gateway(route_address(*via)));
@@ -269,7 +309,7 @@ fn route_message(route: &Route) -> Result<RouteMessage, KernelError> {
         let metrics = vec![RouteMetric::Lock(LOCK_MTU), RouteMetric::Mtu(mtu.into())];
         message.attributes.push(RouteAttribute::Metrics(metrics));
     }
-    Ok(message)
+    message
 }
 
 fn rule_message(from: IpNetwork) -> RuleMessage {

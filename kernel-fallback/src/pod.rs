@@ -9,7 +9,7 @@ use netlink_packet_route::route::{RouteMessage, RouteType};
 
 use crate::desired::single;
 use crate::error::KernelError;
-use crate::install::{family, install};
+use crate::install::{family, install_all};
 use crate::namespace::within;
 use crate::netlink::Netlink;
 use crate::objects::{LinkState, MAIN_TABLE, Object, Route, Sysctl, Way};
@@ -20,10 +20,8 @@ use crate::{check, observe};
 pub fn configure(netns: BorrowedFd<'_>, interface: &str, endpoint: &Endpoint) -> Result<(), KernelError> {
     within(netns, || {
         let mut netlink = Netlink::route()?;
-        for object in objects(&mut netlink, interface, endpoint)? {
-            install(&mut netlink, &object)?;
-        }
-        Ok(())
+        let objects = objects(&mut netlink, interface, endpoint)?;
+        install_all(&mut netlink, &objects)
     })?
 }
 
