@@ -16,8 +16,8 @@ use crate::install::{Places, Removal};
 use crate::run::sysctl_record;
 use crate::store::{self, Store};
 
-/// Removes the network configuration, so that no runtime calls us any more, every kernel object of ours, the sockets and the
-/// plugin, and gives kernel settings back what they were; the store of endpoints and leases goes only when `purge` says so.
+/// Removes the network configuration, so that no runtime calls us any more, every kernel object of ours, the sockets, the
+/// connections and the plugin, and gives kernel settings back what they were; the store of endpoints and leases goes only when `purge` says so.
 /// Refuses while an agent runs. Goes on past failures and tells all.
 pub fn uninstall(config: &Config, places: &Places, purge: bool) -> Result<(), Error> {
     let claim = Claim::of(&config.state)?;
@@ -28,8 +28,9 @@ pub fn uninstall(config: &Config, places: &Places, purge: bool) -> Result<(), Er
     let removed = KernelDataplane::remove_all(&sysctl_record(config));
     failures.extend(removed.err().map(|error| Error::Dataplane(error.into())));
     failures.extend(hugepages::restore(config).err());
-    for socket in [&config.cni_socket, &config.api_socket, &config.fastpath_socket] {
-        failures.extend(remove(socket, fs::remove_file).err());
+    let connections = config.run.join("connections");
+    for file in [&config.cni_socket, &config.api_socket, &config.fastpath_socket, &connections] {
+        failures.extend(remove(file, fs::remove_file).err());
     }
     failures.extend(remove_empty(&config.run).err());
     failures.extend(installed.and_then(|installed| installed.programs().err()));

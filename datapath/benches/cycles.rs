@@ -10,10 +10,12 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
+use causeway_datapath::connection::{Connections, Timeouts};
 use causeway_datapath::{
-    Buffer, Burst, Frame, HEADROOM, Links, NextHop, Pool, Port, Slots, Tally, Worker, World, from_pod,
-    from_uplink,
+    Buffer, Burst, Frame, HEADROOM, Links, NextHop, Pool, Port, Slots, Tally, Tracking, Worker, World,
+    from_pod, from_uplink,
 };
 use causeway_model::{
     Endpoint, EndpointKey, Family, GATEWAY_MAC, Identity, MacAddr, Node, NodeId, Overlay, Path, PortKind,
@@ -58,20 +60,25 @@ impl Pool for Dry {
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let tracked = |on| if on { ", connections" } else { "" };
     println!("{:<28}{:>8}  {:>24}  {:>12}", "cycles a frame", "flows", "program (min … max)", "in and out");
-    for (name, from, to, family) in [
+    let cases = [
         ("encap IPv4", 1, 2, Family::V4),
         ("encap IPv6", 1, 2, Family::V6),
         ("decap IPv4", 2, 1, Family::V4),
         ("decap IPv6", 2, 1, Family::V6),
         ("same node IPv4", 1, 1, Family::V4),
         ("same node IPv6", 1, 1, Family::V6),
-    ] {
+    ];
+    for (tracking, (name, from, to, family)) in
+        [false, true].into_iter().flat_map(|on| cases.map(|case| (on, case)))
+    {
+        let name = format!("{name}{}", tracked(tracking));
         if !wanted.is_empty() && !wanted.iter().any(|word| name.contains(word.as_str())) {
             continue;
         }
         for flows in [1024, 65_536] {
-            let mut bench = Bench::new(from, to, family, flows);
+            let mut bench = Bench::new((from, to), family, flows, tracking);
             bench.run();
             let mut runs: Vec<(f64, f64)> = (0..RUNS).map(|_| bench.run()).collect();
             runs.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -80,6 +87,14 @@ fn main() {
             println!("{name:<28}{flows:>8}  {spread:>24}  {around:>12.1}");
         }
     }
+}
+
+/// A table of its own for each case.
+fn connections() -> Tracking {
+    const CAPACITY: u32 = 1 << 18;
+    let words = (0..Connections::words(CAPACITY)).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
+    let connections = Connections::open(words, CAPACITY).unwrap();
+    Tracking { connections, timeouts: Timeouts::default() }
 }
 
 struct Bench {
@@ -95,19 +110,20 @@ struct Bench {
 
 impl Bench {
     /// Frames from a pod of node `from` to pods of node `to`, as node 1 sees them.
-    fn new(from: u8, to: u8, family: Family, flows: usize) -> Self {
+    fn new((from, to): (u8, u8), family: Family, flows: usize, tracking: bool) -> Self {
         let snapshot = snapshot();
         let mut slots = Slots::new(256);
         assert!(slots.take_up(&snapshot).is_empty());
         let links = Links { host: LINK, source: LINK, next_hop: NextHop::Same(LINK) };
         let world = World::new(&snapshot, &slots, &links).unwrap();
+        let worker = Worker::new(Dry, Arc::new(Tally::new(256)));
         let pods = (0..PODS).map(|pod| Port::Endpoint(slots.of(&key(pod)).unwrap()));
         Self {
             frames: (0..flows).map(|flow| frame(from, to, family, flow)).collect(),
             free: (0..256).map(|_| Bytes(Box::new([0; ROOM]))).collect(),
             burst: Burst::new(),
             world,
-            worker: Worker::new(Dry, Arc::new(Tally::new(256))),
+            worker: if tracking { worker.tracking(connections()) } else { worker },
             from: if from == 1 { Port::Endpoint(slots.of(&key(0)).unwrap()) } else { Port::Uplink },
             egress: if to == 1 { pods.collect() } else { BTreeSet::from([Port::Uplink]) },
         }
@@ -218,6 +234,7 @@ fn endpoint(pod: u8) -> Endpoint {
         port: PortKind::Tap,
         port_mappings: Vec::new(),
         bandwidth: Default::default(),
+        deny_new: false,
     }
 }
 

@@ -4,17 +4,20 @@ use causeway_wire::{EtherType, Ethernet, Ipv4, Ipv6};
 use crate::burst::{Kept, Pieces};
 use crate::packet::{Family, Front, Ip, examine};
 use crate::send::{Hop, send};
+use crate::track::{Tracking, approach, track};
 use crate::world::{Owner, World};
 use crate::{Buffer, Burst, Frame, Pool, Port, Worker, gateway};
 
 /// Takes what the node's stack hands over to where it shall go: what the node itself and its kernel pods send to fast pods and
 /// through the tunnel, and what the world sends to fast pods. `now` is nanoseconds of a clock that never goes back.
 pub fn from_host<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker: &mut Worker<P>, now: u64) {
+    approach(burst, 0, worker.tracking.as_ref());
     burst.sift(|frame, pieces| {
-        let Worker { pool, .. } = worker;
+        let Worker { pool, tracking, .. } = worker;
+        let tracking = tracking.as_ref();
         let verdict = match Family::of(frame.head()) {
-            Some(Family::V4) => forward::<P, Ipv4>(frame, world, pool, pieces),
-            Some(Family::V6) => forward::<P, Ipv6>(frame, world, pool, pieces),
+            Some(Family::V4) => forward::<P, Ipv4>(frame, world, (tracking, now), pool, pieces),
+            Some(Family::V6) => forward::<P, Ipv6>(frame, world, (tracking, now), pool, pieces),
             None => Err(without_packet(frame)),
         };
         worker.keeps(verdict, frame, Port::Host, world, now)
@@ -26,6 +29,7 @@ pub fn from_host<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker: &
 fn forward<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
     world: &World,
+    (tracking, now): (Option<&Tracking>, u64),
     pool: &mut P,
     pieces: &mut Pieces<P::Buffer>,
 ) -> Result<Kept, DropReason> {
@@ -37,6 +41,7 @@ fn forward<P: Pool, I: Ip>(
         return Err(if talk { DropReason::UnansweredNeighbour } else { DropReason::NotForUs });
     }
     route(frame, &front, world)?;
+    track(frame, &front, Port::Host, tracking, world, now)?;
     send(frame, &front, Hop::Link, world, pool, pieces)
 }
 

@@ -4,6 +4,7 @@ use causeway_wire::{EtherType, Ethernet, IpProtocol, Ipv4, Ipv6};
 use crate::burst::{Kept, Pieces};
 use crate::packet::{Family, Front, Ip, Transport, examine};
 use crate::send::{Hop, send};
+use crate::track::{Tracking, approach, track};
 use crate::world::{Owner, Pod, World};
 use crate::{Buffer, Burst, Checksum, Frame, Pool, Port, Worker, gateway};
 
@@ -19,12 +20,18 @@ pub fn from_pod<P: Pool>(
     let from = Port::Endpoint(slot);
     worker.tally.received(from, burst.len() as u64, burst.bytes());
     let pod = world.pod(slot);
+    approach(burst, 0, worker.tracking.as_ref());
     burst.sift(|frame, pieces| {
-        let Worker { pool, .. } = worker;
+        let Worker { pool, tracking, .. } = worker;
+        let tracking = tracking.as_ref();
         let verdict = match (pod, Family::of(frame.head())) {
             (None, _) => Err(DropReason::NoSuchPort),
-            (Some(pod), Some(Family::V4)) => forward::<P, Ipv4>(frame, pod, slot, world, pool, pieces),
-            (Some(pod), Some(Family::V6)) => forward::<P, Ipv6>(frame, pod, slot, world, pool, pieces),
+            (Some(pod), Some(Family::V4)) => {
+                forward::<P, Ipv4>(frame, (pod, slot), world, (tracking, now), pool, pieces)
+            }
+            (Some(pod), Some(Family::V6)) => {
+                forward::<P, Ipv6>(frame, (pod, slot), world, (tracking, now), pool, pieces)
+            }
             (Some(pod), None) => without_packet(frame, pod, slot),
         };
         worker.keeps(verdict, frame, from, world, now)
@@ -35,9 +42,9 @@ pub fn from_pod<P: Pool>(
 #[inline(always)]
 fn forward<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
-    pod: &Pod,
-    slot: u16,
+    (pod, slot): (&Pod, u16),
     world: &World,
+    (tracking, now): (Option<&Tracking>, u64),
     pool: &mut P,
     pieces: &mut Pieces<P::Buffer>,
 ) -> Result<Kept, DropReason> {
@@ -60,6 +67,7 @@ fn forward<P: Pool, I: Ip>(
         Some(Owner::Gateway) => return gateway::echo(frame, pod, slot),
         receiver => route(frame, &front, receiver, world)?,
     }
+    track(frame, &front, Port::Endpoint(slot), tracking, world, now)?;
     send(frame, &front, Hop::Router, world, pool, pieces)
 }
 

@@ -8,6 +8,7 @@ use zerocopy::FromBytes;
 use crate::burst::{Kept, Pieces};
 use crate::packet::{Family, Front, Ip, examine};
 use crate::send::{Hop, send};
+use crate::track::{Tracking, approach, track};
 use crate::world::{Owner, World};
 use crate::{Buffer, Burst, Checksum, Frame, Pool, Port, Worker};
 
@@ -15,14 +16,16 @@ use crate::{Buffer, Burst, Checksum, Frame, Pool, Port, Worker};
 /// `now` is nanoseconds of a clock that never goes back.
 pub fn from_uplink<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker: &mut Worker<P>, now: u64) {
     let (mut packets, mut bytes) = (0, 0);
+    approach(burst, world.outer_len(), worker.tracking.as_ref());
     burst.sift(|frame, pieces| {
-        let Worker { pool, .. } = worker;
+        let Worker { pool, tracking, .. } = worker;
+        let tracking = tracking.as_ref();
         let len = frame.len() as u64;
         let verdict = open_tunnel(frame, world).and_then(|ecn| {
             (packets, bytes) = (packets + 1, bytes + len);
             match Family::of(frame.head()) {
-                Some(Family::V4) => deliver::<P, Ipv4>(frame, ecn, world, pool, pieces),
-                Some(Family::V6) => deliver::<P, Ipv6>(frame, ecn, world, pool, pieces),
+                Some(Family::V4) => deliver::<P, Ipv4>(frame, ecn, world, (tracking, now), pool, pieces),
+                Some(Family::V6) => deliver::<P, Ipv6>(frame, ecn, world, (tracking, now), pool, pieces),
                 None => Err(without_packet(frame)),
             }
         });
@@ -147,6 +150,7 @@ fn deliver<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
     outer: Ecn,
     world: &World,
+    (tracking, now): (Option<&Tracking>, u64),
     pool: &mut P,
     pieces: &mut Pieces<P::Buffer>,
 ) -> Result<Kept, DropReason> {
@@ -164,6 +168,7 @@ fn deliver<P: Pool, I: Ip>(
         leave_tunnel(frame, I::FAMILY, outer)?;
     }
     route(frame, &front, world)?;
+    track(frame, &front, Port::Uplink, tracking, world, now)?;
     send(frame, &front, Hop::Router, world, pool, pieces)
 }
 

@@ -6,6 +6,7 @@
 //! Bytes and time are arguments: nothing here does I/O, starts a thread or reads a clock.
 
 mod burst;
+pub mod connection;
 mod egress;
 mod entropy;
 mod errors;
@@ -24,6 +25,7 @@ mod send;
 mod slots;
 mod table;
 mod tally;
+mod track;
 mod worker;
 mod world;
 
@@ -36,5 +38,6 @@ pub use from_uplink::from_uplink;
 pub use offload::{Checksum, Gso, Offload, Segments};
 pub use slots::Slots;
 pub use tally::Tally;
+pub use track::Tracking;
 pub use worker::Worker;
 pub use world::{Links, NextHop, World, WorldError};

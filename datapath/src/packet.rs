@@ -3,6 +3,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use causeway_model::DropReason;
 use causeway_wire::{Ethernet, IpProtocol, Ipv4, Ipv6, Malformed, Ports, TrafficClass, Upper};
 
+use crate::connection::{End, Key};
 use crate::offload::settle;
 use crate::table::{Address, Prefixes};
 use crate::world::{Owner, Pod, World};
@@ -51,6 +52,16 @@ pub(crate) trait Ip: Sized {
 
     /// 64 bits that tell addresses apart.
     fn digest(address: Self::Address) -> u64;
+
+    /// The key of a connection between two addresses and ports, and the end that the first of them is.
+    fn key(
+        source: (Self::Address, u16),
+        destination: (Self::Address, u16),
+        protocol: IpProtocol,
+    ) -> (Key, End);
+
+    /// What a packet says of which at least the header is there.
+    fn quoted(packet: &[u8]) -> Option<Quoted<'_, Self>>;
 }
 
 /// What the front of a packet says, read once.
@@ -64,6 +75,14 @@ pub(crate) struct Front<I: Ip> {
     pub(crate) transport: Option<Transport>,
     /// Bytes of the packet.
     len: usize,
+}
+
+/// A packet as an error quotes it: its header, and of what is behind it at least the beginning.
+pub(crate) struct Quoted<'a, I: Ip> {
+    pub(crate) source: I::Address,
+    pub(crate) destination: I::Address,
+    pub(crate) protocol: IpProtocol,
+    pub(crate) transport: &'a [u8],
 }
 
 /// What a packet carries, and where in its frame.
@@ -144,6 +163,17 @@ impl Ip for Ipv4 {
     fn digest(address: u32) -> u64 {
         address.into()
     }
+
+    #[inline(always)]
+    fn key(source: (u32, u16), destination: (u32, u16), protocol: IpProtocol) -> (Key, End) {
+        Key::v4(source, destination, protocol)
+    }
+
+    fn quoted(packet: &[u8]) -> Option<Quoted<'_, Self>> {
+        let (ip, transport) = Self::split_partial(packet).ok()?;
+        let (source, destination) = (ip.source().into(), ip.destination().into());
+        Some(Quoted { source, destination, protocol: ip.protocol(), transport })
+    }
 }
 
 impl Ip for Ipv6 {
@@ -200,6 +230,19 @@ impl Ip for Ipv6 {
     #[inline(always)]
     fn digest(address: u128) -> u64 {
         crate::entropy::mix((address >> 64) as u64).wrapping_add(address as u64)
+    }
+
+    #[inline(always)]
+    fn key(source: (u128, u16), destination: (u128, u16), protocol: IpProtocol) -> (Key, End) {
+        Key::v6(source, destination, protocol)
+    }
+
+    fn quoted(packet: &[u8]) -> Option<Quoted<'_, Self>> {
+        let (ip, payload) = Self::split_partial(packet).ok()?;
+        let upper = Upper::find(ip.next_header(), payload).ok()?;
+        let transport = payload.get(upper.offset..)?;
+        let (source, destination) = (ip.source().into(), ip.destination().into());
+        Some(Quoted { source, destination, protocol: upper.protocol, transport })
     }
 }
 

@@ -4,7 +4,7 @@ use causeway_model::DropReason;
 
 use crate::burst::Kept;
 use crate::limit::ErrorLimits;
-use crate::{Frame, Pool, Port, Tally, World, errors};
+use crate::{Frame, Pool, Port, Tally, Tracking, World, errors};
 
 /// What one worker has of its own: where fresh buffers come from, what it has counted, and how many errors it may still send.
 #[derive(Debug)]
@@ -13,12 +13,19 @@ pub struct Worker<P> {
     pub pool: P,
     pub(crate) tally: Arc<Tally>,
     pub(crate) limits: ErrorLimits,
+    pub(crate) tracking: Option<Tracking>,
 }
 
 impl<P: Pool> Worker<P> {
     /// A worker that counts into `tally`, which is nobody else's to write.
     pub fn new(pool: P, tally: Arc<Tally>) -> Self {
-        Self { pool, tally, limits: ErrorLimits::full() }
+        Self { pool, tally, limits: ErrorLimits::full(), tracking: None }
+    }
+
+    /// The same with connections. Without, every packet stands alone, and pods that refuse new connections get none at all.
+    #[must_use]
+    pub fn tracking(self, tracking: Tracking) -> Self {
+        Self { tracking: Some(tracking), ..self }
     }
 
     /// What it counts into.

@@ -9,7 +9,7 @@ use causeway_model::{
 use ipnetwork::IpNetwork;
 
 use crate::Slots;
-use crate::outer::{Macs, OuterV4, OuterV6};
+use crate::outer::{Macs, Outer, OuterV4, OuterV6};
 use crate::table::{Prefixes, Table};
 
 /// What the ports demand of frames that go out by them.
@@ -76,6 +76,8 @@ pub(crate) struct Pod {
     pub(crate) v6: Option<[u8; 16]>,
     pub(crate) mac: MacAddr,
     pub(crate) mtu: u16,
+    /// It neither begins nor takes new connections.
+    pub(crate) deny_new: bool,
 }
 
 /// A tunnel header in a cache line of its own; nothing while the next hop is not known.
@@ -142,6 +144,15 @@ impl World {
         match address {
             IpAddr::V4(address) => self.senders_v4.get(address.into()),
             IpAddr::V6(address) => self.senders_v6.get(address.into()),
+        }
+    }
+
+    /// Bytes of tunnel headers.
+    #[inline]
+    pub(crate) fn outer_len(&self) -> usize {
+        match self.templates {
+            Templates::V4(_) => OuterV4::LEN,
+            Templates::V6(_) => OuterV6::LEN,
         }
     }
 
@@ -235,6 +246,7 @@ fn pod(endpoint: &Endpoint) -> Pod {
         v6: address(Family::V6).and_then(v6).map(u128::to_ne_bytes),
         mac: endpoint.mac,
         mtu: endpoint.mtu,
+        deny_new: endpoint.deny_new,
     }
 }
 

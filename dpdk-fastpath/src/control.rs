@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use causeway_datapath::{Links, NextHop, Port, Slots, World};
+use causeway_datapath::{Links, NextHop, Port, Slots, Tracking, World};
 use causeway_model::fastpath::{
-    Answer, Device, Hello, MAX_QUEUES, Memory, Order, Outcome, PortName, Tally, Tap, Task, VERSION,
-    WorkerDrops,
+    Answer, ConnectionFigures, Device, Hello, MAX_QUEUES, Memory, Order, Outcome, PortName, Tally, Tap, Task,
+    VERSION, WorkerDrops,
 };
 use causeway_model::{Delta, EndpointCounters, EndpointKey, MacAddr, Snapshot};
 use causeway_socket::{Channel, SocketError};
@@ -32,6 +32,10 @@ pub(crate) struct Means {
     pub(crate) eal: Eal,
     pub(crate) buffers: Buffers,
     pub(crate) shared: Arc<Shared>,
+    /// The connections; none when packets are left alone.
+    pub(crate) tracking: Option<Tracking>,
+    /// What is done less well than it could be, in words.
+    pub(crate) limits: Vec<String>,
 }
 
 /// The side of the fast path that the agent talks to.
@@ -107,8 +111,25 @@ impl Control {
             ports: self.ports.keys().cloned().collect(),
             places: Some(SLOTS.into()),
             unable: self.means.as_ref().err().cloned(),
-            limits: crowded(self.workers).into_iter().collect(),
+            limits: crowded(self.workers).into_iter().chain(self.shortfalls()).collect(),
         }
+    }
+
+    /// How full the table of connections is, and what that has led to.
+    fn connections(&self) -> Option<ConnectionFigures> {
+        let Tracking { connections, .. } = self.means.as_ref().ok()?.tracking?;
+        let pressure = connections.pressure();
+        Some(ConnectionFigures {
+            capacity: connections.capacity(),
+            live: connections.live_count(),
+            half_open_gone: pressure.half_open,
+            idle_gone: pressure.idle,
+            refused: pressure.refused,
+        })
+    }
+
+    fn shortfalls(&self) -> Vec<String> {
+        self.means.as_ref().map_or_else(|_| Vec::new(), |means| means.limits.clone())
     }
 
     fn descriptors_of(&self, task: &Task) -> Option<Arc<TapPort>> {
@@ -241,7 +262,8 @@ impl Control {
 
     pub(crate) fn count(&self) -> Result<Tally, String> {
         let Means { buffers, shared, .. } = self.means.as_ref().map_err(Clone::clone)?;
-        let mut sum = Tally { buffers: buffers.figures(), ..Tally::default() };
+        let mut sum =
+            Tally { buffers: buffers.figures(), connections: self.connections(), ..Tally::default() };
         let mut endpoints: BTreeMap<EndpointKey, EndpointCounters> = BTreeMap::new();
         for (number, worker) in shared.workers.iter().enumerate() {
             sum.workers.push(worker.taken_in());

@@ -1,8 +1,11 @@
 //! Poll loops on queues: bursts in, the packet program over them, bursts out.
 
+mod clock;
 mod control;
 mod ethdev;
+mod memory;
 mod packet;
+mod sweeper;
 mod table;
 mod tap;
 mod virtio;
@@ -12,6 +15,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
+use causeway_datapath::Tracking;
+use causeway_datapath::connection::Timeouts;
 use causeway_model::fastpath;
 use clap::{Parser, ValueEnum};
 use dpdk_sys::{Eal, EalConfig, Memory};
@@ -40,6 +45,12 @@ struct Arguments {
     /// The CPUs the poll loops run on, one each in turn, as in 2,3; where the system likes without.
     #[arg(long, value_delimiter = ',')]
     cpus: Vec<usize>,
+    /// The file that remembers connections over a restart.
+    #[arg(long, default_value = fastpath::CONNECTIONS)]
+    connections: PathBuf,
+    /// How many connections it has room for, 288 bytes each; 0 for none, which leaves every packet alone.
+    #[arg(long, default_value_t = 1 << 18, value_parser = clap::value_parser!(u32).range(..=1 << 24))]
+    max_connections: u32,
     /// What is logged: error, warn, info, debug.
     #[arg(long, default_value = "info")]
     log: LevelFilter,
@@ -79,9 +90,25 @@ fn start(memory: Memory, arguments: &Arguments) -> anyhow::Result<Means> {
     let eal = Eal::start(&EalConfig::new(memory))?;
     let buffers = Buffers::new(&eal)?;
     let shared = Arc::new(Shared::new(arguments.workers).context("making the workers' wake-up calls")?);
+    let (tracking, limit) = remember(arguments)?;
     for number in 0..arguments.workers {
         let cpu = arguments.cpus.get(usize::from(number) % arguments.cpus.len().max(1)).copied();
-        worker::spawn(number, cpu, &eal, &shared, &buffers)?;
+        worker::spawn(number, cpu, (&eal, &buffers, tracking), &shared)?;
     }
-    Ok(Means { eal, buffers, shared })
+    if let Some(tracking) = tracking {
+        sweeper::spawn(tracking, Arc::clone(&shared))?;
+    }
+    Ok(Means { eal, buffers, shared, tracking, limits: limit.into_iter().collect() })
+}
+
+/// The connections, and why those of the process before are not among them.
+fn remember(arguments: &Arguments) -> anyhow::Result<(Option<Tracking>, Option<String>)> {
+    if arguments.max_connections == 0 {
+        return Ok((None, Some("no connections are remembered: --max-connections is 0".to_owned())));
+    }
+    let (connections, limit) = memory::open(&arguments.connections, arguments.max_connections)?;
+    if let Some(limit) = &limit {
+        tracing::warn!("{limit}");
+    }
+    Ok((Some(Tracking { connections, timeouts: Timeouts::default() }), limit))
 }

@@ -94,6 +94,8 @@ impl Table {
 pub(crate) struct Slot {
     /// The number of the table it runs on.
     seen: AtomicU64,
+    /// How often it has begun anew: what it had in hand before, it has no more.
+    turn: AtomicU64,
     /// Ends its sleep.
     wake: EventFd,
     /// What it has counted.
@@ -131,7 +133,8 @@ impl Shared {
         let slot = |_| {
             let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
             let (seen, taken_in) = (AtomicU64::new(0), AtomicU64::new(0));
-            Ok(Slot { seen, wake, tally: Arc::new(Tally::new(SLOTS)), taken_in })
+            let turn = AtomicU64::new(0);
+            Ok(Slot { seen, turn, wake, tally: Arc::new(Tally::new(SLOTS)), taken_in })
         };
         let workers = (0..workers).map(slot).collect::<nix::Result<Vec<_>>>()?;
         let nothing = Table {
@@ -183,10 +186,31 @@ impl Shared {
         Some(table)
     }
 
+    /// Notes that a worker has heard its wake-up call; what it is for, it sees for itself.
+    pub(crate) fn hear(&self, worker: usize) {
+        let _ = self.workers[worker].wake.read();
+    }
+
     /// Says that a worker has let go of every older table.
     #[inline]
     pub(crate) fn report(&self, worker: usize, seen: u64) {
-        self.workers[worker].seen.store(seen, Ordering::Release);
+        let slot = &self.workers[worker];
+        slot.turn.store(slot.turn.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        slot.seen.store(seen, Ordering::Release);
+    }
+
+    /// The workers' turns; who rests is called to take another.
+    pub(crate) fn turns(&self) -> Vec<u64> {
+        let turns = self.workers.iter().map(|worker| worker.turn.load(Ordering::Acquire)).collect();
+        for worker in &self.workers {
+            let _ = worker.wake.write(1);
+        }
+        turns
+    }
+
+    /// Whether every worker has begun anew since.
+    pub(crate) fn have_turned(&self, since: &[u64]) -> bool {
+        self.workers.iter().zip(since).all(|(worker, turn)| worker.turn.load(Ordering::Acquire) != *turn)
     }
 
     /// Puts a table in force; returns once every worker runs on it. The old one is freed here. An error names the worker that

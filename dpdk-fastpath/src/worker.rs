@@ -6,16 +6,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use causeway_datapath::{Burst, Capabilities, Port, Worker, fit, from_host, from_pod, from_uplink};
+use causeway_datapath::{Burst, Capabilities, Port, Tracking, Worker, fit, from_host, from_pod, from_uplink};
 use causeway_model::DropReason;
 use dpdk_sys::Eal;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::unistd::Pid;
 
+use crate::clock;
 use crate::ethdev::{Seat, Sent};
 use crate::packet::{Buffers, Packet};
-use crate::table::{Served, Shared, Table, Wait, queues_of};
+use crate::table::{Served, Shared, Table, WAKE_UP, Wait, queues_of};
 use crate::tap::{Read, Spare, TapPort};
 
 /// How long a worker without work looks again and again.
@@ -32,9 +33,8 @@ const EVENTS: usize = 16;
 pub(crate) fn spawn(
     number: u16,
     cpu: Option<usize>,
-    eal: &Eal,
+    (eal, buffers, tracking): (&Eal, &Buffers, Option<Tracking>),
     shared: &Arc<Shared>,
-    buffers: &Buffers,
 ) -> anyhow::Result<()> {
     let (eal, shared, buffers) = (eal.clone(), Arc::clone(shared), buffers.clone());
     let run = move || {
@@ -48,7 +48,7 @@ pub(crate) fn spawn(
         if let Err(error) = &registered {
             tracing::warn!("worker {number}: {error}");
         }
-        Loop::new(number.into(), shared, buffers).run();
+        Loop::new(number.into(), shared, buffers, tracking).run();
     };
     thread::Builder::new().name(format!("worker-{number}")).spawn(run).context("starting a worker")?;
     Ok(())
@@ -69,15 +69,17 @@ struct Loop {
     spare: Spare,
     /// Its queues of devices, by the index of the port.
     seats: Vec<Option<Box<Seat>>>,
-    started: Instant,
 }
 
 impl Loop {
-    fn new(number: usize, shared: Arc<Shared>, buffers: Buffers) -> Self {
+    fn new(number: usize, shared: Arc<Shared>, buffers: Buffers, tracking: Option<Tracking>) -> Self {
         let worker = Worker::new(buffers.clone(), Arc::clone(&shared.workers[number].tally));
+        let worker = match tracking {
+            Some(tracking) => worker.tracking(tracking),
+            None => worker,
+        };
         let (burst, spare) = (Burst::new(), Spare::default());
-        let (seats, started) = (Vec::new(), Instant::now());
-        Self { number, shared, buffers, worker, burst, spare, seats, started }
+        Self { number, shared, buffers, worker, burst, spare, seats: Vec::new() }
     }
 
     fn run(mut self) {
@@ -170,7 +172,7 @@ impl Loop {
             }
             return true;
         };
-        let now = self.started.elapsed().as_nanos() as u64;
+        let now = clock::now();
         match port {
             Port::Host => from_host(&mut self.burst, world, &mut self.worker, now),
             Port::Uplink => from_uplink(&mut self.burst, world, &mut self.worker, now),
@@ -228,6 +230,9 @@ impl Loop {
         } else if let Some(Wait { epoll, at_most }) = table.waits.get(self.number) {
             let mut events = [EpollEvent::empty(); EVENTS];
             let woken = epoll.wait(&mut events, *at_most).unwrap_or(0);
+            if events[..woken].iter().any(|event| event.data() == WAKE_UP) {
+                self.shared.hear(self.number);
+            }
             if events[..woken].iter().any(|event| event.events().contains(EpollFlags::EPOLLERR)) {
                 thread::sleep(BROKEN);
             }

@@ -435,6 +435,8 @@ impl Context<'_> {
         let (link, mac) = if has_veth(endpoint) {
             wishes.elements.push(Element::PodLink(name.clone()));
             wishes.elements.push(Element::PodMac(name.clone(), endpoint.mac));
+            let refusing = endpoint.addresses.iter().copied().filter(|_| endpoint.deny_new);
+            wishes.elements.extend(refusing.map(Element::DenyNew));
             let guarded =
                 endpoint.addresses.iter().map(|address| Element::PodAddress(name.clone(), *address));
             wishes.elements.extend(guarded);

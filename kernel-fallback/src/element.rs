@@ -16,6 +16,8 @@ pub(crate) enum Element {
     PodAddress(LinkName, IpAddr),
     /// An address in this node's pod prefixes that somebody has.
     Endpoint(IpAddr),
+    /// An address whose pod neither begins nor takes new connections.
+    DenyNew(IpAddr),
     /// An address of a node, whose tunnel port is closed to pods.
     NodeAddress(IpAddr),
     /// An address from which tunnel frames are taken.
@@ -55,6 +57,7 @@ impl Element {
             Self::PodMac(..) => "pod_macs",
             Self::PodAddress(_, address) => by_family(address, "pod_addresses4", "pod_addresses6"),
             Self::Endpoint(address) => by_family(address, "endpoints4", "endpoints6"),
+            Self::DenyNew(address) => by_family(address, "deny_new4", "deny_new6"),
             Self::NodeAddress(address) => by_family(address, "nodes4", "nodes6"),
             Self::Sender(_) => "senders",
             Self::Inner(_, prefix) => by_family(&prefix.ip(), "inner4", "inner6"),
@@ -74,9 +77,10 @@ impl Element {
             Self::PodLink(link) => format!("\"{link}\""),
             Self::PodMac(link, mac) => format!("\"{link}\" . {mac}"),
             Self::PodAddress(link, address) => format!("\"{link}\" . {address}"),
-            Self::Endpoint(address) | Self::NodeAddress(address) | Self::Sender(address) => {
-                address.to_string()
-            }
+            Self::Endpoint(address)
+            | Self::DenyNew(address)
+            | Self::NodeAddress(address)
+            | Self::Sender(address) => address.to_string(),
             Self::Inner(sender, prefix) => format!("{sender} . {}", range(*prefix)),
             Self::OtherTunnel(vni) => format!("{vni:#x}"),
             Self::HostPort { at: None, protocol, port, to, to_port } => {
@@ -104,9 +108,10 @@ impl Element {
             Self::PodLink(link) => link_bytes(link).to_vec(),
             Self::PodMac(link, mac) => [&link_bytes(link)[..], &mac.0, &[0; 2]].concat(),
             Self::PodAddress(link, address) => [&link_bytes(link)[..], &address_bytes(*address)].concat(),
-            Self::Endpoint(address) | Self::NodeAddress(address) | Self::Sender(address) => {
-                address_bytes(*address)
-            }
+            Self::Endpoint(address)
+            | Self::DenyNew(address)
+            | Self::NodeAddress(address)
+            | Self::Sender(address) => address_bytes(*address),
             Self::OtherTunnel(vni) => vni.to_be_bytes()[1..].to_vec(),
             Self::Inner(sender, prefix) => {
                 let end = |address| [address_bytes(*sender), address_bytes(address)].concat();

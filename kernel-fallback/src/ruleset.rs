@@ -55,6 +55,7 @@ impl Ruleset {
             let _ = writeln!(text, " {keyword} {name} {{\n  {kind}\n{members} }}");
         }
         text.push_str(&self.guard_pods());
+        text.push_str(&guard_connections());
         text.push_str(&if self.kernel_tunnel { self.guard_tunnel() } else { self.guard_port() });
         text.push_str(&self.host_ports);
         text.push_str("}\n");
@@ -75,6 +76,8 @@ impl Ruleset {
             ("pod_addresses6", "type ifname . ipv6_addr"),
             ("endpoints4", "type ipv4_addr"),
             ("endpoints6", "type ipv6_addr"),
+            ("deny_new4", "type ipv4_addr"),
+            ("deny_new6", "type ipv6_addr"),
             ("nodes4", "type ipv4_addr"),
             ("nodes6", "type ipv6_addr"),
         ];
@@ -248,6 +251,37 @@ impl Ruleset {
 "
         )
     }
+}
+
+/// What pods may begin. It runs behind connection tracking and behind any rewriting of destinations, wherever packets of pods
+/// pass: a packet that belongs to a connection goes on, whatever else is said.
+fn guard_connections() -> String {
+    let pods = LinkName::POD_PREFIX;
+    let (invalid, denied) = (refuse(DropReason::InvalidConnection), refuse(DropReason::DeniedNew));
+    format!(
+        " chain forward {{
+  type filter hook forward priority -5; policy accept;
+  iifname \"{pods}*\" jump connections
+  oifname \"{pods}*\" jump connections
+ }}
+ chain to_node {{
+  type filter hook input priority -5; policy accept;
+  iifname \"{pods}*\" jump connections
+ }}
+ chain from_node {{
+  type filter hook output priority -5; policy accept;
+  oifname \"{pods}*\" jump connections
+ }}
+ chain connections {{
+  ct state established,related return
+  ct state invalid {invalid}
+  ct state new ip saddr @deny_new4 {denied}
+  ct state new ip daddr @deny_new4 {denied}
+  ct state new ip6 saddr @deny_new6 {denied}
+  ct state new ip6 daddr @deny_new6 {denied}
+ }}
+"
+    )
 }
 
 fn refuse(reason: DropReason) -> String {

@@ -80,6 +80,12 @@ drop_reasons! {
     TooBig = "too-big",
     /// No room in front of the frame for the outer headers.
     NoHeadroom = "no-headroom",
+    /// A packet of no connection that cannot begin one, outside of its connection's window, or an error about no packet of ours.
+    InvalidConnection = "invalid-connection",
+    /// A packet would have begun a connection that its endpoint refuses.
+    DeniedNew = "denied-new",
+    /// A packet would have begun a connection, and every place in the table is in use.
+    ConnectionsFull = "connections-full",
     /// No packet buffer was free.
     NoBuffer = "no-buffer",
     /// The port that should send the frame did not take it.

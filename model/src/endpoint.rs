@@ -159,6 +159,9 @@ pub struct Endpoint {
     /// How fast it may be.
     #[serde(default, skip_serializing_if = "Bandwidth::is_none")]
     pub bandwidth: Bandwidth,
+    /// It neither begins nor takes new connections; those that it has go on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deny_new: bool,
 }
 
 impl Endpoint {

@@ -20,6 +20,8 @@ use crate::{Count, Delta, DropReason, EndpointCounters, EndpointKey, MacAddr, Sn
 pub const VERSION: u32 = 1;
 /// Where the agent listens unless configured otherwise.
 pub const SOCKET: &str = "/run/causeway/fastpath.sock";
+/// The file of the fast path's connections unless told otherwise.
+pub const CONNECTIONS: &str = "/run/causeway/connections";
 /// The longest datagram, its first byte included.
 pub const CHUNK: usize = 64 << 10;
 /// The longest record; a snapshot of ten thousand endpoints has about a tenth of it.
@@ -203,6 +205,24 @@ pub struct Tally {
     /// Frames that each worker took in, from whatever port.
     #[serde(default)]
     pub workers: Vec<u64>,
+    /// The table of connections; none when none are remembered.
+    #[serde(default)]
+    pub connections: Option<ConnectionFigures>,
+}
+
+/// How full the table of connections is, and what lack of room has led to since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionFigures {
+    /// How many it has room for.
+    pub capacity: u32,
+    /// How many there are.
+    pub live: u32,
+    /// Connections not yet established that lost their place to others.
+    pub half_open_gone: u64,
+    /// Idle connections that lost theirs.
+    pub idle_gone: u64,
+    /// Packets that would have begun one and found no place.
+    pub refused: u64,
 }
 
 /// The drops of one reason on one worker.

@@ -38,6 +38,7 @@ fn endpoint(number: u8, variant: u8) -> Endpoint {
         port: PortKind::Veth,
         port_mappings: Vec::new(),
         bandwidth: Default::default(),
+        deny_new: false,
     }
 }
 

@@ -9,6 +9,7 @@ mod matrix {
     pub mod capabilities;
     pub mod change;
     pub mod check;
+    pub mod connections;
     pub mod ethdev;
     pub mod fastpath;
     pub mod fault;
@@ -33,8 +34,8 @@ use libtest_mimic::{Arguments, Trial};
 
 use matrix::stage::{Matrix, Story};
 use matrix::{
-    addresses, bad_input, capabilities, change, check, ethdev, fastpath, fault, foreign, hosts, means, reach,
-    recovery, sizes, spoof, throughput, traces, verbs,
+    addresses, bad_input, capabilities, change, check, connections, ethdev, fastpath, fault, foreign, hosts,
+    means, reach, recovery, sizes, spoof, throughput, traces, verbs,
 };
 
 /// The data paths that every story is told over.
@@ -46,6 +47,7 @@ const FAMILIES: &[(&str, &[(&str, Story)])] = &[
     ("sizes", sizes::STORIES),
     ("hosts", hosts::STORIES),
     ("change", change::STORIES),
+    ("connections", connections::STORIES),
     ("traces", traces::STORIES),
     ("verbs", verbs::STORIES),
     ("check", check::STORIES),

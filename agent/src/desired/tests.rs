@@ -406,6 +406,7 @@ fn endpoints_are_handed_through() {
         port: causeway_model::PortKind::Veth,
         port_mappings: Vec::new(),
         bandwidth: Default::default(),
+        deny_new: false,
     };
     let world = World::of_files([("all.yaml", &*(LYON.to_owned() + &east()))]);
     let config = Config::from_yaml("agent.yaml", "node: east").unwrap();

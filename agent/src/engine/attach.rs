@@ -244,6 +244,7 @@ impl Core {
             port: port_of(path),
             port_mappings: request.capabilities.port_mappings.clone(),
             bandwidth: request.capabilities.bandwidth,
+            deny_new: false,
         })
     }
 }

@@ -25,9 +25,11 @@ impl Roster {
         &self.endpoints
     }
 
-    /// Gives all endpoints the labels of their pods. One whose pod's object has gone keeps those it had.
+    /// Gives all endpoints the labels of their pods, and what else their pods may change. One whose pod's object has gone keeps
+    /// what it had.
     pub(super) fn identify(&mut self, world: &World) {
         for endpoint in self.endpoints.values_mut() {
+            endpoint.deny_new = denies_new(endpoint, world);
             let Some(labels) = label_set(endpoint, world) else { return };
             if !self.counted.contains(&endpoint.key) {
                 endpoint.identity = self.identities.intern_again(labels.clone(), endpoint.identity);
@@ -43,6 +45,7 @@ impl Roster {
 
     /// Takes in a new endpoint, and gives it its identity.
     pub(super) fn admit(&mut self, mut endpoint: Endpoint, world: &World) -> Endpoint {
+        endpoint.deny_new = denies_new(&endpoint, world);
         if let Some(labels) = label_set(&endpoint, world) {
             endpoint.labels.clone_from(labels.labels());
             endpoint.identity = self.identities.intern(labels);
@@ -60,6 +63,12 @@ impl Roster {
             self.identities.release(endpoint.identity);
         }
     }
+}
+
+/// Whether an endpoint's pod wants no new connections. Who wrote something that cannot be read meant to close it.
+fn denies_new(endpoint: &Endpoint, world: &World) -> bool {
+    let object = endpoint.pod.as_ref().and_then(|pod| world.pod(pod));
+    object.map_or(endpoint.deny_new, |object| object.denies_new().unwrap_or(true))
 }
 
 /// What selectors may tell an endpoint by, once this cluster's name is known.

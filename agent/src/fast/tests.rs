@@ -48,6 +48,7 @@ fn endpoint(number: u8) -> Endpoint {
         port: PortKind::Tap,
         port_mappings: Vec::new(),
         bandwidth: Default::default(),
+        deny_new: false,
     }
 }
 

@@ -239,6 +239,14 @@ impl PodObject {
         })
     }
 
+    /// Whether the pod shall neither begin nor take new connections (`causeway.dev/deny-new`).
+    pub fn denies_new(&self) -> Result<bool, InvalidPod> {
+        let denies = self.annotated("causeway.dev/deny-new", |text| {
+            text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
+        })?;
+        Ok(denies.unwrap_or(false))
+    }
+
     /// The addresses the pod asks for (`causeway.dev/addresses`): at most one of a family, IPv4 first; empty when it asks for none.
     pub fn wanted_addresses(&self) -> Result<Vec<IpAddr>, InvalidPod> {
         let addresses = self.annotated("causeway.dev/addresses", |text| {

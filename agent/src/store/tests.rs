@@ -35,6 +35,7 @@ fn record(key: EndpointKey, grant: &Grant) -> Record {
         port: PortKind::Veth,
         port_mappings: Vec::new(),
         bandwidth: Default::default(),
+        deny_new: false,
     };
     Record { endpoint, netns: Netns { path: "/run/netns/x".into(), device: 4, inode: 7 }, boot: "b".into() }
 }

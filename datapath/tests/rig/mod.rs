@@ -206,6 +206,7 @@ fn endpoint(name: &str, node: u8, number: u8, path: Path, mtu: u16) -> Endpoint 
         port: if path == Path::Fast { PortKind::Tap } else { PortKind::Veth },
         port_mappings: Vec::new(),
         bandwidth: Default::default(),
+        deny_new: false,
     }
 }
 

@@ -13,7 +13,8 @@ use dpdk_sys::{Burst, EalConfig, Memory, RingEnd, RingPort};
 use etherparse::PacketBuilder;
 
 use super::*;
-use crate::worker;
+use crate::{memory, worker};
+use causeway_datapath::connection::Timeouts;
 
 const VNI: [u8; 3] = [0, 0xca, 0x05];
 const POD: ([u8; 6], [u8; 4]) = ([2, 0, 0, 0, 0, 10], [10, 70, 1, 10]);
@@ -27,10 +28,13 @@ static PROCESS: LazyLock<Mutex<Control>> = LazyLock::new(|| {
     let eal = Eal::start(&EalConfig::new(Memory::Slow { mib: 192 })).expect("the EAL starts in slow memory");
     let buffers = Buffers::new(&eal).expect("there is memory for the pools");
     let shared = Arc::new(Shared::new(WORKERS).expect("eventfds"));
+    let directory = tempfile::tempdir().expect("a directory");
+    let opened = memory::open(&directory.path().join("connections"), 1024).expect("a table is made");
+    let tracking = Tracking { connections: opened.0, timeouts: Timeouts::default() };
     for number in 0..WORKERS {
-        worker::spawn(number, None, &eal, &shared, &buffers).expect("a worker starts");
+        worker::spawn(number, None, (&eal, &buffers, Some(tracking)), &shared).expect("a worker starts");
     }
-    let means = Means { eal, buffers, shared };
+    let means = Means { eal, buffers, shared, tracking: Some(tracking), limits: Vec::new() };
     Mutex::new(Control::new("/nowhere".into(), MemoryMode::Slow, WORKERS, Ok(means)))
 });
 
@@ -75,6 +79,7 @@ fn pod() -> Endpoint {
         port: PortKind::Tap,
         port_mappings: Vec::new(),
         bandwidth: Default::default(),
+        deny_new: false,
     }
 }
 

@@ -45,6 +45,7 @@ fn endpoint(number: u8, path: Path) -> Endpoint {
         port: if path == Path::Fast { PortKind::Tap } else { PortKind::Veth },
         port_mappings: Vec::new(),
         bandwidth: Default::default(),
+        deny_new: false,
     }
 }
 

@@ -246,6 +246,7 @@ impl LabNode {
             port: PortKind::Veth,
             port_mappings: Vec::new(),
             bandwidth: Default::default(),
+            deny_new: false,
         }
     }
 

@@ -114,6 +114,7 @@ impl Lab {
             Role::Fastpath => {
                 let mut command = Command::new(binaries.get("causeway-fastpath")?);
                 command.arg("--agent").arg(node.directory().join("run/fastpath.sock"));
+                command.arg("--connections").arg(node.directory().join("run/connections"));
                 command.args(self.record()?.spec.fastpath);
                 command
             }

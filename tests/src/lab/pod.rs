@@ -259,6 +259,21 @@ impl Lab {
         Call { verb, previous, ..add_call(self, &pod.record) }
     }
 
+    /// Changes an annotation of a pod's object.
+    pub fn annotate(&self, pod: &str, key: &str, value: &str) -> Result<(), LabError> {
+        self.store.update(|record| {
+            record.pod(pod)?;
+            for pod in record.pods.iter_mut().filter(|record| record.name == pod) {
+                pod.annotations.insert(key.to_owned(), value.to_owned());
+            }
+            Ok(())
+        })?;
+        let record = self.record()?;
+        let pod = record.pod(pod)?;
+        let node = self.node(&pod.node)?;
+        self.manifests()?.write_pod(node.plan.cluster, pod, &node.plan.node.underlay[0].to_string())
+    }
+
     /// A pod by name.
     pub fn pod(&self, name: &str) -> Result<Pod, LabError> {
         let record = self.record()?.pod(name)?.clone();

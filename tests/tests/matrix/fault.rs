@@ -10,6 +10,7 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("too-big-silenced", "sizes"),
     ("rule-missing", "hosts"),
     ("pod-not-deleted", "change"),
+    ("deny-new-ignored", "connections"),
     ("litter", "traces"),
     ("gc-not-called", "verbs"),
     ("uplink-stays-up", "verbs"),

@@ -26,7 +26,7 @@ const VNI: u32 = 51717;
 /// How long silence must last.
 const SILENCE: Duration = Duration::from_millis(100);
 
-type Mac = [u8; 6];
+pub(super) type Mac = [u8; 6];
 
 /// A frame with a UDP datagram in it.
 fn udp(macs: (Mac, Mac), addresses: (IpAddr, IpAddr), port: u16, payload: &[u8]) -> Vec<u8> {
@@ -51,7 +51,7 @@ fn vxlan(flags: u8, reserved: u8, vni: u32, inner: &[u8]) -> Vec<u8> {
 }
 
 /// The hardware address of a link, as `ip` shows it.
-fn mac(namespace: &Namespace, link: &str) -> anyhow::Result<Mac> {
+pub(super) fn mac(namespace: &Namespace, link: &str) -> anyhow::Result<Mac> {
     let shown = namespace.ip(&format!("-o link show {link}"))?;
     let text =
         shown.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("no address")?;

@@ -37,6 +37,7 @@ impl FastPath {
         let mut command = Command::new(Binaries::find()?.get("causeway-fastpath")?);
         command.arg("--agent").arg(&socket).args(["--memory", "hugepages", "--memory-mib", &mib.to_string()]);
         command.args(["--workers", "1", "--cpus", CPU, "--log", "warn"]);
+        command.arg("--connections").arg(scratch.file("connections")).args(["--max-connections", "0"]);
         let process = Background::start(&mut command, &scratch.file("fastpath.log"))?;
         let (sender, connections) = mpsc::channel();
         // A thread, since waiting for a connection has no end of its own; that of the bench is its end.

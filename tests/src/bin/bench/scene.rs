@@ -104,6 +104,7 @@ impl Scene {
             port: PortKind::Tap,
             port_mappings: Vec::new(),
             bandwidth: Default::default(),
+            deny_new: false,
         };
         snapshot.endpoints.insert(endpoint.key.clone(), endpoint);
         Ok(snapshot)

@@ -1,0 +1,342 @@
+//! One connection, as it lies in memory that outlives the process.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+use super::key::{End, Key, WORDS};
+
+/// Words of an entry: four cache lines. A hit of a datagram touches the first two, and so does one of TCP.
+pub(super) const ENTRY: usize = 32;
+
+/// Where what lies; [`LAYOUT`] is to change whenever these do.
+const STATE: usize = WORDS;
+/// Kept for the policy epochs in which the verdicts were made.
+const EPOCHS: usize = 6;
+const TIMES: usize = 7;
+const DIRECTION: [usize; 2] = [8, 12];
+const BEGAN: usize = 16;
+const HANDSHAKE: usize = 17;
+const RETRANSMITS: usize = 18;
+const OWNER: usize = 21;
+/// Kept for the rules that decided, outward and inward …
+const RULES: usize = 19;
+/// … and for a second key: the addresses and ports that a service puts in the place of these.
+const REWRITE: usize = 22;
+const NEXT: usize = 31;
+const _: () = assert!(RULES + 2 == OWNER && REWRITE + WORDS + 1 < NEXT && NEXT < ENTRY);
+
+/// A number that names this layout: a file of another one is refused.
+pub(super) const LAYOUT: u64 = 0xca05_e3a7_0001_0001;
+
+/// The life of an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Life {
+    /// Nobody's.
+    Free,
+    /// A worker fills it.
+    Claimed,
+    /// A connection.
+    Live,
+}
+
+/// What the transport has come to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum Stage {
+    /// The first packet was seen and no answer: TCP's SYN, a datagram, an echo request.
+    New,
+    /// TCP: the other end has answered with its SYN.
+    SynReceived,
+    /// Both ends have spoken.
+    Established,
+    /// TCP: one end has said its last.
+    FinWait,
+    /// TCP: both ends have said their last, one of which is not acknowledged.
+    LastAck,
+    /// TCP: all is said and acknowledged. SCTP: the same.
+    TimeWait,
+    /// TCP: reset.
+    Closed,
+}
+
+impl Stage {
+    const ALL: [Self; 7] = [
+        Self::New,
+        Self::SynReceived,
+        Self::Established,
+        Self::FinWait,
+        Self::LastAck,
+        Self::TimeWait,
+        Self::Closed,
+    ];
+
+    /// Its name for an operator.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::SynReceived => "syn-received",
+            Self::Established => "established",
+            Self::FinWait => "fin-wait",
+            Self::LastAck => "last-ack",
+            Self::TimeWait => "time-wait",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// The word of an entry that changes by compare-and-swap: everything that two workers could disagree about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct State {
+    pub(super) life: Life,
+    pub(super) stage: Stage,
+    /// The end that sent the first packet.
+    pub(super) originator: End,
+    /// Which ends have said their last.
+    pub(super) finished: [bool; 2],
+    /// TCP's window scales; none where an end did not offer it.
+    pub(super) scales: [Option<u8>; 2],
+    /// The beginning was not seen: taken up in the middle.
+    pub(super) picked_up: bool,
+    /// Counts the connections that this place has had.
+    pub(super) generation: u16,
+}
+
+impl State {
+    pub(super) const FREE: Self = Self {
+        life: Life::Free,
+        stage: Stage::New,
+        originator: End::Low,
+        finished: [false; 2],
+        scales: [None; 2],
+        picked_up: false,
+        generation: 0,
+    };
+
+    #[inline]
+    pub(super) fn pack(self) -> u64 {
+        let scale = |scale: Option<u8>| scale.map_or(0, |scale| u64::from(scale.min(14)) + 1);
+        self.life as u64
+            | (self.stage as u64) << 4
+            | (self.originator as u64) << 8
+            | u64::from(self.finished[0]) << 9
+            | u64::from(self.finished[1]) << 10
+            | u64::from(self.picked_up) << 11
+            | scale(self.scales[0]) << 16
+            | scale(self.scales[1]) << 20
+            | u64::from(self.generation) << 48
+    }
+
+    #[inline]
+    pub(super) fn unpack(word: u64) -> Self {
+        let bit = |at: u32| word >> at & 1 == 1;
+        let scale = |at: u32| ((word >> at & 15) as u8).checked_sub(1);
+        let life = match word & 3 {
+            0 => Life::Free,
+            1 => Life::Claimed,
+            _ => Life::Live,
+        };
+        let stage = Stage::ALL.get((word >> 4 & 15) as usize).copied().unwrap_or(Stage::Closed);
+        Self {
+            life,
+            stage,
+            originator: if bit(8) { End::High } else { End::Low },
+            finished: [bit(9), bit(10)],
+            scales: [scale(16), scale(20)],
+            picked_up: bit(11),
+            generation: (word >> 48) as u16,
+        }
+    }
+}
+
+/// What one end's packets have shown of TCP's window (RFC 9293 §3.4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Window {
+    /// One beyond the last byte it has sent.
+    pub(super) end: u32,
+    /// One beyond the last byte that the other end lets it send.
+    pub(super) limit: u32,
+    /// The largest window it has offered.
+    pub(super) offered: u32,
+    /// The last byte of the other end that it has acknowledged.
+    pub(super) acknowledged: u32,
+}
+
+/// A connection's place in the table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry<'a>(pub(super) &'a [AtomicU64; ENTRY]);
+
+impl Entry<'_> {
+    #[inline]
+    pub(super) fn holds(&self, key: &Key) -> bool {
+        (0..WORDS).fold(0, |differs, at| differs | (self.0[at].load(Relaxed) ^ key.0[at])) == 0
+    }
+
+    pub(super) fn key(&self) -> Key {
+        Key(std::array::from_fn(|at| self.0[at].load(Relaxed)))
+    }
+
+    #[inline]
+    pub(super) fn state(&self) -> State {
+        State::unpack(self.0[STATE].load(Acquire))
+    }
+
+    /// Changes the state unless somebody else did; then says what it is now.
+    #[inline]
+    pub(super) fn change(&self, from: State, to: State) -> Result<(), State> {
+        let changed = self.0[STATE].compare_exchange(from.pack(), to.pack(), AcqRel, Acquire);
+        changed.map(drop).map_err(State::unpack)
+    }
+
+    /// Writes everything of a new connection but its state, which makes it one.
+    pub(super) fn fill(&self, key: &Key, now: u32, owner: u16, began: u64) {
+        for (word, value) in self.0.iter().zip(key.0) {
+            word.store(value, Relaxed);
+        }
+        for word in &self.0[EPOCHS..NEXT] {
+            word.store(0, Relaxed);
+        }
+        self.0[TIMES].store(u64::from(now) << 32 | u64::from(now), Relaxed);
+        self.0[BEGAN].store(began, Relaxed);
+        self.0[OWNER].store(owner.into(), Relaxed);
+    }
+
+    pub(super) fn publish(&self, state: State) {
+        self.0[STATE].store(state.pack(), Release);
+    }
+
+    /// When it was last seen, in milliseconds that wrap around.
+    #[inline]
+    pub(super) fn last_seen(&self) -> u32 {
+        self.0[TIMES].load(Relaxed) as u32
+    }
+
+    #[inline]
+    pub(super) fn see(&self, now: u32) {
+        let times = self.0[TIMES].load(Relaxed);
+        if times as u32 != now {
+            self.0[TIMES].store(times & !0xffff_ffff | u64::from(now), Relaxed);
+        }
+    }
+
+    /// Counts packets of one direction.
+    #[inline]
+    pub(super) fn count(&self, from: End, packets: u64, bytes: u64) {
+        let at = DIRECTION[from.index()];
+        for (word, more) in [(at, packets), (at + 1, bytes)] {
+            self.0[word].store(self.0[word].load(Relaxed).wrapping_add(more), Relaxed);
+        }
+    }
+
+    pub(super) fn counted(&self, from: End) -> (u64, u64) {
+        let at = DIRECTION[from.index()];
+        (self.0[at].load(Relaxed), self.0[at + 1].load(Relaxed))
+    }
+
+    #[inline]
+    pub(super) fn window(&self, of: End) -> Window {
+        let at = DIRECTION[of.index()] + 2;
+        let (sent, taken) = (self.0[at].load(Relaxed), self.0[at + 1].load(Relaxed));
+        Window {
+            end: (sent >> 32) as u32,
+            limit: sent as u32,
+            offered: (taken >> 32) as u32,
+            acknowledged: taken as u32,
+        }
+    }
+
+    #[inline]
+    pub(super) fn set_window(&self, of: End, window: Window) {
+        let at = DIRECTION[of.index()] + 2;
+        self.0[at].store(u64::from(window.end) << 32 | u64::from(window.limit), Relaxed);
+        self.0[at + 1].store(u64::from(window.offered) << 32 | u64::from(window.acknowledged), Relaxed);
+    }
+
+    /// SCTP's verification tags, of what each end sends, in the place of TCP's windows.
+    pub(super) fn tag(&self, of: End) -> u32 {
+        self.window(of).end
+    }
+
+    pub(super) fn set_tag(&self, of: End, tag: u32) {
+        self.set_window(of, Window { end: tag, ..Window::default() });
+    }
+
+    pub(super) fn began(&self) -> u64 {
+        self.0[BEGAN].load(Relaxed)
+    }
+
+    pub(super) fn owner(&self) -> u16 {
+        self.0[OWNER].load(Relaxed) as u16
+    }
+
+    /// Microseconds from the first packet to the other end's first; zero while there is none.
+    pub(super) fn handshake(&self) -> u64 {
+        self.0[HANDSHAKE].load(Relaxed)
+    }
+
+    pub(super) fn set_handshake(&self, micros: u64) {
+        self.0[HANDSHAKE].store(micros.max(1), Relaxed);
+    }
+
+    #[cold]
+    pub(super) fn count_retransmit(&self, from: End) {
+        let word = self.0[RETRANSMITS].load(Relaxed);
+        let shift = 32 * from.index();
+        let one = (word >> shift) as u32;
+        let word = word & !(0xffff_ffff << shift) | u64::from(one.wrapping_add(1)) << shift;
+        self.0[RETRANSMITS].store(word, Relaxed);
+    }
+
+    pub(super) fn retransmits(&self, from: End) -> u32 {
+        (self.0[RETRANSMITS].load(Relaxed) >> (32 * from.index())) as u32
+    }
+
+    pub(super) fn next(&self) -> u64 {
+        self.0[NEXT].load(Relaxed)
+    }
+
+    pub(super) fn set_next(&self, next: u64) {
+        self.0[NEXT].store(next, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_survives_its_word() {
+        for stage in Stage::ALL {
+            for (life, originator) in
+                [(Life::Free, End::Low), (Life::Claimed, End::High), (Life::Live, End::High)]
+            {
+                for scales in [[None, None], [Some(0), Some(14)], [Some(7), None]] {
+                    let state = State {
+                        life,
+                        stage,
+                        originator,
+                        finished: [stage > Stage::New, false],
+                        scales,
+                        picked_up: life == Life::Live,
+                        generation: 0xfedc,
+                    };
+                    assert_eq!(State::unpack(state.pack()), state);
+                }
+            }
+        }
+        assert_eq!(State::FREE.pack(), 0, "memory that was never written is free");
+    }
+
+    #[test]
+    fn what_is_said_of_one_end_leaves_the_other_alone() {
+        let words: [AtomicU64; ENTRY] = std::array::from_fn(|_| AtomicU64::new(0));
+        let entry = Entry(&words);
+        let window = Window { end: 1, limit: 2, offered: 3, acknowledged: 4 };
+        entry.set_window(End::High, window);
+        entry.count(End::High, 2, 3000);
+        entry.count_retransmit(End::High);
+        entry.count_retransmit(End::High);
+        assert_eq!((entry.window(End::High), entry.window(End::Low)), (window, Window::default()));
+        assert_eq!((entry.counted(End::High), entry.counted(End::Low)), ((2, 3000), (0, 0)));
+        assert_eq!((entry.retransmits(End::High), entry.retransmits(End::Low)), (2, 0));
+    }
+}

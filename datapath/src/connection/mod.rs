@@ -1,0 +1,22 @@
+//! Connections: which packets belong together, and which belong to nothing.
+//!
+//! The table is shared by all workers and lives in memory that outlives the process: words that are only ever read and written
+//! atomically, no pointers. A connection is found by one key for both of its directions, made by whichever worker sees
+//! its first packet, and ended by a sweep, by pressure, or by its own packets.
+
+mod entry;
+mod follow;
+mod key;
+mod list;
+mod sctp;
+mod table;
+mod tcp;
+mod timeouts;
+
+pub use entry::Stage;
+pub use follow::Moment;
+pub(crate) use follow::{Class, Packet, classify};
+pub use key::{End, Key};
+pub use list::Record;
+pub use table::{Connections, Ended, OtherLayout, Place, Pressure};
+pub use timeouts::Timeouts;

@@ -1,0 +1,570 @@
+//! The table: found without a lock, filled by any worker, left in memory that outlives the process.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicU64, fence};
+
+use super::entry::{ENTRY, Entry, LAYOUT, Life, Stage, State};
+use super::key::{End, Key};
+use super::timeouts::Timeouts;
+
+/// Words before the index: one page, so that what follows is aligned.
+const HEAD: usize = 512;
+/// Places of a bucket: one cache line.
+const BUCKET: usize = 8;
+/// Entries for each bucket: the index is a quarter full, or half full of connections with two keys.
+const PER_BUCKET: usize = 2;
+/// Entries that are looked at for one to put another in the place of.
+const SAMPLE: usize = 32;
+/// How long an established connection must be idle before pressure takes its place, in milliseconds.
+const IDLE: u32 = 1000;
+
+/// Where in the head what lies. The layout comes last when a file is made, and first when it is read.
+const AT_LAYOUT: usize = 0;
+const AT_CAPACITY: usize = 1;
+const AT_FREE: usize = 8;
+const AT_LIMBO: usize = 16;
+const AT_HAND: usize = 24;
+const AT_USED: usize = 25;
+const AT_LIVE: usize = 26;
+const AT_PRESSURE: usize = 32;
+
+/// Memory that holds another table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OtherLayout {
+    found: (u64, u64),
+    expected: (u64, u64),
+}
+
+impl fmt::Display for OtherLayout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ((layout, capacity), (our_layout, ours)) = (self.found, self.expected);
+        write!(f, "layout {layout:x} with {capacity} entries, where {our_layout:x} with {ours} is expected")
+    }
+}
+
+impl std::error::Error for OtherLayout {}
+
+/// Every place is taken by a connection that is in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Full;
+
+/// The place of a connection, as long as it has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    pub(super) index: u32,
+    pub(super) generation: u16,
+}
+
+/// What lack of room has led to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Pressure {
+    /// Connections that were not yet established and lost their place.
+    pub half_open: u64,
+    /// Idle connections that lost theirs.
+    pub idle: u64,
+    /// Packets that would have begun a connection and found no place.
+    pub refused: u64,
+}
+
+/// All connections of a node's fast pods: shared by all workers, in memory that the caller keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct Connections {
+    head: &'static [AtomicU64; HEAD],
+    buckets: &'static [[AtomicU64; BUCKET]],
+    entries: &'static [[AtomicU64; ENTRY]],
+}
+
+impl Connections {
+    /// The words of memory that a table of this many connections takes: 288 bytes each when the number is a power of two.
+    pub fn words(capacity: u32) -> usize {
+        HEAD + buckets(capacity) * BUCKET + capacity as usize * ENTRY
+    }
+
+    /// A table over memory of [`words`](Self::words): a new one where that is all zero, else what an earlier process left, with
+    /// whatever it was in the middle of undone. Nobody else may use the memory meanwhile. Other memory is refused and not changed.
+    pub fn open(words: &'static [AtomicU64], capacity: u32) -> Result<Self, OtherLayout> {
+        let ours = (LAYOUT, u64::from(capacity));
+        let (head, rest) = words.split_first_chunk::<HEAD>().unwrap_or_else(|| unreachable!("too few words"));
+        let (index, entries) = rest.split_at(buckets(capacity) * BUCKET);
+        let (buckets, entries) = (index.as_chunks().0, entries.as_chunks().0);
+        let table = Self { head, buckets, entries: &entries[..capacity as usize] };
+        match (head[AT_LAYOUT].load(Acquire), head[AT_CAPACITY].load(Relaxed)) {
+            (0, _) => {
+                head[AT_CAPACITY].store(ours.1, Relaxed);
+                table.recover();
+                head[AT_LAYOUT].store(ours.0, Release);
+            }
+            found if found == ours => table.recover(),
+            found => return Err(OtherLayout { found, expected: ours }),
+        }
+        Ok(table)
+    }
+
+    /// Makes index and free list anew from what the entries say.
+    fn recover(&self) {
+        self.buckets.iter().flatten().for_each(|word| word.store(0, Relaxed));
+        self.head[AT_FREE].store(0, Relaxed);
+        self.head[AT_LIMBO].store(0, Relaxed);
+        self.head[AT_LIVE].store(0, Relaxed);
+        for index in (0..self.entries.len() as u32).rev() {
+            let entry = self.entry(index);
+            let state = entry.state();
+            let hash = entry.key().hash();
+            if state.life == Life::Live && self.link(index, hash) {
+                self.head[AT_LIVE].fetch_add(1, Relaxed);
+                continue;
+            }
+            entry.publish(State { life: Life::Free, generation: state.generation, ..State::FREE });
+            self.push(AT_FREE, index);
+        }
+    }
+
+    /// How many connections there is room for.
+    pub fn capacity(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
+    #[inline]
+    pub(super) fn entry(&self, index: u32) -> Entry<'static> {
+        Entry(&self.entries[index as usize])
+    }
+
+    #[inline]
+    fn bucket(&self, number: u64) -> &'static [AtomicU64; BUCKET] {
+        // The number of buckets is a power of two.
+        &self.buckets[number as usize & (self.buckets.len() - 1)]
+    }
+
+    /// The two buckets that a key can be in, the likelier one first.
+    #[inline]
+    fn homes(&self, hash: u64) -> [&'static [AtomicU64; BUCKET]; 2] {
+        [self.bucket(hash), self.bucket(hash ^ (hash >> 32 | 1).wrapping_mul(0x5bd1_e995))]
+    }
+
+    /// Brings what a lookup will touch nearer; what comes back must be used, so that the reads are not optimised away.
+    #[inline]
+    pub(crate) fn approach(&self, hash: u64) -> u64 {
+        let word = self.bucket(hash)[first_place(hash)].load(Relaxed);
+        match word as u32 {
+            place @ 1.. if word >> 32 == hash >> 32 => self.entries[place as usize - 1][0].load(Relaxed),
+            _ => word,
+        }
+    }
+
+    /// The connection of a key.
+    #[inline]
+    pub(super) fn find(&self, key: &Key, hash: u64) -> Option<(Place, State)> {
+        self.find_beside(key, hash, None)
+    }
+
+    /// The connection of a key that has another place than this.
+    #[inline]
+    fn find_beside(&self, key: &Key, hash: u64, own: Option<u32>) -> Option<(Place, State)> {
+        for bucket in self.homes(hash) {
+            for at in 0..BUCKET {
+                let word = bucket[(first_place(hash) + at) & (BUCKET - 1)].load(Relaxed);
+                if word >> 32 != hash >> 32 || word as u32 == 0 {
+                    continue;
+                }
+                let index = word as u32 - 1;
+                let entry = self.entry(index);
+                let state = entry.state();
+                if state.life == Life::Live && own != Some(index) && entry.holds(key) {
+                    return Some((Place { index, generation: state.generation }, state));
+                }
+            }
+        }
+        None
+    }
+
+    /// Makes a connection of a key that was not found. Another worker may be doing the same: then both have the one that
+    /// is in the table, and the second value is false for the one that did not make it.
+    pub(super) fn insert(
+        &self,
+        (key, hash): (&Key, u64),
+        state: State,
+        fill: impl FnOnce(Entry<'_>),
+        now: u32,
+        timeouts: &Timeouts,
+    ) -> Result<(Place, State, bool), Full> {
+        let index = self.claim(now, timeouts).ok_or(Full).inspect_err(|_| self.count(2))?;
+        let entry = self.entry(index);
+        fill(entry);
+        let state = State { life: Life::Live, generation: entry.state().generation, ..state };
+        let own = Place { index, generation: state.generation };
+        entry.publish(state);
+        self.head[AT_LIVE].fetch_add(1, Relaxed);
+        if !self.link(index, hash) {
+            self.retire(own, state);
+            self.count(2);
+            return Err(Full);
+        }
+        // Whoever links second sees the first: each links before it looks. The lower place stays, and whoever sees both ends
+        // the other, which its maker may have thought alone.
+        fence(SeqCst);
+        while let Some((place, found)) = self.find_beside(key, hash, Some(index)) {
+            if place.index < index {
+                self.release(own);
+                return Ok((place, found, false));
+            }
+            self.release(place);
+        }
+        Ok((own, state, true))
+    }
+
+    /// Takes a place out of the free list, or, when that is empty, from whoever needs it least.
+    fn claim(&self, now: u32, timeouts: &Timeouts) -> Option<u32> {
+        let index = self.pop(AT_FREE).or_else(|| self.evict(now, timeouts))?;
+        if u64::from(index) >= self.head[AT_USED].load(Relaxed) {
+            self.head[AT_USED].fetch_max(u64::from(index) + 1, Relaxed);
+        }
+        let entry = self.entry(index);
+        let generation = entry.state().generation.wrapping_add(1);
+        entry.publish(State { life: Life::Claimed, generation, ..State::FREE });
+        Some(index)
+    }
+
+    /// Enters a connection in the index; false when both of its buckets are full.
+    fn link(&self, index: u32, hash: u64) -> bool {
+        let word = hash >> 32 << 32 | u64::from(index + 1);
+        self.homes(hash).into_iter().any(|bucket| {
+            let mut places = (0..BUCKET).map(|at| &bucket[(first_place(hash) + at) & (BUCKET - 1)]);
+            places.any(|place| place.compare_exchange(0, word, AcqRel, Relaxed).is_ok())
+        })
+    }
+
+    fn unlink(&self, index: u32, hash: u64) {
+        let word = hash >> 32 << 32 | u64::from(index + 1);
+        for place in self.homes(hash).into_iter().flatten() {
+            if place.compare_exchange(word, 0, AcqRel, Relaxed).is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Ends a connection. Its place is not given to another before it is [settled](Self::settle): a worker may be looking at it.
+    pub(super) fn release(&self, place: Place) -> bool {
+        let state = self.entry(place.index).state();
+        let done = state.generation == place.generation && self.retire(place, state);
+        if done {
+            self.push(AT_LIMBO, place.index);
+        }
+        done
+    }
+
+    /// Takes a connection out of the table if it is still in this state.
+    fn retire(&self, place: Place, state: State) -> bool {
+        let entry = self.entry(place.index);
+        let hash = entry.key().hash();
+        let dying = State { life: Life::Claimed, ..state };
+        let was_live = state.life == Life::Live && entry.change(state, dying).is_ok();
+        if was_live {
+            self.head[AT_LIVE].fetch_sub(1, Relaxed);
+            self.unlink(place.index, hash);
+            entry.publish(State { life: Life::Free, generation: state.generation, ..State::FREE });
+        }
+        was_live
+    }
+
+    /// Finds a place where there is none: of a sample, the connection that was longest not yet established, else the one that
+    /// was longest idle. Its worker, should it look this very moment, finds another generation there.
+    #[cold]
+    fn evict(&self, now: u32, timeouts: &Timeouts) -> Option<u32> {
+        for _ in 0..8 {
+            let hand = self.head[AT_HAND].fetch_add(SAMPLE as u64, Relaxed);
+            let sample = (0..SAMPLE as u64).map(|at| ((hand + at) % self.entries.len() as u64) as u32);
+            let victim =
+                sample.filter_map(|index| self.worth(index, now, timeouts)).min_by_key(|(worth, ..)| *worth);
+            let Some((worth, place, state)) = victim else { continue };
+            if self.retire(place, state) {
+                self.count(worth.0.into());
+                return Some(place.index);
+            }
+        }
+        self.pop(AT_LIMBO)
+    }
+
+    /// How much a connection is worth its place: half open before idle, old before young. Nothing when it is in use.
+    fn worth(&self, index: u32, now: u32, timeouts: &Timeouts) -> Option<((u8, u32), Place, State)> {
+        let entry = self.entry(index);
+        let state = entry.state();
+        if state.life != Life::Live {
+            return None;
+        }
+        let idle = now.wrapping_sub(entry.last_seen());
+        let place = Place { index, generation: state.generation };
+        let left = timeouts.of(entry.key().protocol(), state).saturating_sub(idle);
+        match state.stage {
+            Stage::New | Stage::SynReceived | Stage::Closed | Stage::TimeWait => {
+                Some(((0, u32::MAX - idle), place, state))
+            }
+            _ if idle >= IDLE || left == 0 => Some(((1, u32::MAX - idle), place, state)),
+            _ => None,
+        }
+    }
+
+    /// Ends what was not seen for too long, among these places. For one thread, now and then.
+    pub fn sweep(&self, places: Range<u32>, now: u32, timeouts: &Timeouts) -> u32 {
+        let mut ended = 0;
+        for index in places.start..places.end.min(self.used()) {
+            let entry = self.entry(index);
+            let state = entry.state();
+            if state.life != Life::Live {
+                continue;
+            }
+            let idle = now.wrapping_sub(entry.last_seen());
+            // A packet may have come since `now` was taken.
+            let over = idle < u32::MAX / 2 && idle >= timeouts.of(entry.key().protocol(), state);
+            if over && self.release(Place { index, generation: state.generation }) {
+                ended += 1;
+            }
+        }
+        ended
+    }
+
+    /// Places from this one on were never used.
+    pub fn used(&self) -> u32 {
+        self.head[AT_USED].load(Relaxed) as u32
+    }
+
+    /// The places of connections that have ended; nobody has them until they are [settled](Self::settle).
+    pub fn ended(&self) -> Ended {
+        Ended(self.head[AT_LIMBO].fetch_and(!0xffff_ffff, AcqRel) as u32)
+    }
+
+    /// Gives places to new connections. Call when every worker has begun another burst since they were taken.
+    pub fn settle(&self, mut ended: Ended) {
+        while let Some(index) = ended.0.checked_sub(1) {
+            ended.0 = self.entry(index).next() as u32;
+            self.push(AT_FREE, index);
+        }
+    }
+
+    fn push(&self, stack: usize, index: u32) {
+        let top = &self.head[stack];
+        let mut seen = top.load(Acquire);
+        loop {
+            self.entry(index).set_next(seen & 0xffff_ffff);
+            // The upper half counts changes, so that a top that is the same again is not taken for one that never changed.
+            let new = (seen >> 32).wrapping_add(1) << 32 | u64::from(index + 1);
+            match top.compare_exchange_weak(seen, new, AcqRel, Acquire) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    fn pop(&self, stack: usize) -> Option<u32> {
+        let top = &self.head[stack];
+        let mut seen = top.load(Acquire);
+        loop {
+            let index = (seen as u32).checked_sub(1)?;
+            let new = (seen >> 32).wrapping_add(1) << 32 | self.entry(index).next() & 0xffff_ffff;
+            match top.compare_exchange_weak(seen, new, AcqRel, Acquire) {
+                Ok(_) => return Some(index),
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    fn count(&self, what: usize) {
+        self.head[AT_PRESSURE + what].fetch_add(1, Relaxed);
+    }
+
+    /// What lack of room has led to since the table was made.
+    pub fn pressure(&self) -> Pressure {
+        let [half_open, idle, refused] = [0, 1, 2].map(|what| self.head[AT_PRESSURE + what].load(Relaxed));
+        Pressure { half_open, idle, refused }
+    }
+
+    /// How many connections there are.
+    pub fn live_count(&self) -> u32 {
+        self.head[AT_LIVE].load(Relaxed) as u32
+    }
+
+    /// Every connection that there is.
+    pub(super) fn live(&self) -> impl Iterator<Item = (Place, State, Entry<'static>)> + '_ {
+        (0..self.used()).filter_map(|index| {
+            let entry = self.entry(index);
+            let state = entry.state();
+            let place = Place { index, generation: state.generation };
+            (state.life == Life::Live).then_some((place, state, entry))
+        })
+    }
+}
+
+/// Places of ended connections, chained.
+#[derive(PartialEq, Eq, Debug)]
+#[must_use = "places that are not settled are lost until the next start"]
+pub struct Ended(u32);
+
+impl Ended {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0 == 0
+    }
+}
+
+fn buckets(capacity: u32) -> usize {
+    (capacity as usize / PER_BUCKET).next_power_of_two().max(1)
+}
+
+#[inline]
+fn first_place(hash: u64) -> usize {
+    (hash >> 29) as usize & (BUCKET - 1)
+}
+
+/// The state of a connection that begins with a packet from this end.
+pub(super) fn beginning(originator: End, stage: Stage) -> State {
+    State { life: Life::Live, stage, originator, ..State::FREE }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::thread;
+
+    use causeway_wire::IpProtocol;
+
+    use super::*;
+
+    fn memory(capacity: u32) -> &'static [AtomicU64] {
+        (0..Connections::words(capacity)).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak()
+    }
+
+    fn key(number: u32) -> (Key, End) {
+        Key::v4((number, 1), (9, 2), IpProtocol::UDP)
+    }
+
+    fn insert(table: &Connections, number: u32, now: u32) -> Result<(Place, State, bool), Full> {
+        let (key, end) = key(number);
+        let fill = |entry: Entry<'_>| entry.fill(&key, now, 0, 0);
+        table.insert((&key, key.hash()), beginning(end, Stage::New), fill, now, &Timeouts::default())
+    }
+
+    fn is_there(table: &Connections, number: u32) -> bool {
+        let (key, _) = key(number);
+        table.find(&key, key.hash()).is_some()
+    }
+
+    #[test]
+    fn what_was_inserted_is_found_until_it_is_released() {
+        let table = Connections::open(memory(64), 64).unwrap();
+        for number in 0..60 {
+            let (place, ..) = insert(&table, number, 0).unwrap();
+            assert!(is_there(&table, number), "{number}");
+            let again = insert(&table, number, 0).unwrap().0;
+            assert!(again.index <= place.index, "the lower place stays");
+            table.settle(table.ended());
+        }
+        assert_eq!(table.live().count(), 60, "each once");
+        let (key, _) = key(7);
+        let (place, _) = table.find(&key, key.hash()).unwrap();
+        assert!(table.release(place) && !table.release(place), "once");
+        assert!(!is_there(&table, 7) && is_there(&table, 8));
+    }
+
+    #[test]
+    fn another_process_finds_what_was_there_and_nothing_half_done() {
+        let memory = memory(128);
+        let table = Connections::open(memory, 128).unwrap();
+        for number in 0..100 {
+            insert(&table, number, 0).unwrap();
+        }
+        // As after a kill: a place was claimed and not filled.
+        table.claim(0, &Timeouts::default()).unwrap();
+        let again = Connections::open(memory, 128).unwrap();
+        assert!((0..100).all(|number| is_there(&again, number)));
+        assert_eq!((again.live().count(), again.live_count()), (100, 100));
+        for number in 100..128 {
+            insert(&again, number, 0).unwrap();
+        }
+        assert_eq!(again.pressure(), Pressure::default(), "no place was lost");
+        let other = Connections::open(memory, 64).expect_err("another size");
+        assert_eq!(
+            other.to_string(),
+            format!("layout {LAYOUT:x} with 128 entries, where {LAYOUT:x} with 64 is expected")
+        );
+    }
+
+    #[test]
+    fn a_full_table_lets_go_of_half_open_connections_first() {
+        let table = Connections::open(memory(32), 32).unwrap();
+        for number in 0..32 {
+            let (place, state, _) = insert(&table, number, number).unwrap();
+            if number % 2 == 0 {
+                let entry = table.entry(place.index);
+                entry.change(state, State { stage: Stage::Established, ..state }).unwrap();
+            }
+        }
+        for number in 100..116 {
+            insert(&table, number, 500).unwrap();
+        }
+        assert!((0..32).step_by(2).all(|number| is_there(&table, number)), "established ones stay");
+        assert!(
+            (1..32).step_by(2).all(|number| !is_there(&table, number)),
+            "half-open ones went, old ones first"
+        );
+        assert_eq!(table.pressure(), Pressure { half_open: 16, idle: 0, refused: 0 });
+    }
+
+    #[test]
+    fn what_is_in_use_keeps_its_place_and_what_is_idle_does_not() {
+        let table = Connections::open(memory(32), 32).unwrap();
+        for number in 0..32 {
+            let (place, state, _) = insert(&table, number, 0).unwrap();
+            table.entry(place.index).change(state, State { stage: Stage::Established, ..state }).unwrap();
+        }
+        assert_eq!(insert(&table, 100, 10).err(), Some(Full));
+        assert_eq!(table.pressure().refused, 1);
+        insert(&table, 100, IDLE).unwrap();
+        assert_eq!(table.pressure(), Pressure { half_open: 0, idle: 1, refused: 1 });
+    }
+
+    #[test]
+    fn time_ends_connections_and_their_places_come_back_after_a_grace() {
+        let table = Connections::open(memory(32), 32).unwrap();
+        (0..32).for_each(|number| assert!(insert(&table, number, number).is_ok()));
+        let timeouts = Timeouts::default();
+        assert_eq!(table.sweep(0..32, timeouts.udp + 9, &timeouts), 10);
+        assert!(!is_there(&table, 9) && is_there(&table, 10));
+        assert_eq!(table.pop(AT_FREE), None, "not before a grace");
+        let ended = table.ended();
+        assert!(!ended.is_empty() && table.ended().is_empty(), "taken once");
+        table.settle(ended);
+        let free: BTreeSet<_> = std::iter::from_fn(|| table.pop(AT_FREE)).collect();
+        assert_eq!(free.len(), 10);
+        assert_eq!(
+            table.sweep(0..32, 15, &timeouts),
+            0,
+            "what was seen after the clock was read is not over"
+        );
+    }
+
+    #[test]
+    fn two_workers_with_the_same_new_flow_agree_on_one_connection() {
+        const FLOWS: u32 = 20_000;
+        let table = Connections::open(memory(1 << 16), 1 << 16).unwrap();
+        let made: Vec<Vec<bool>> = thread::scope(|scope| {
+            let run = || (0..FLOWS).map(|number| insert(&table, number, 0).unwrap().2).collect::<Vec<_>>();
+            let workers: Vec<_> = (0..2).map(|_| scope.spawn(run)).collect();
+            workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+        });
+        let keys: BTreeSet<_> = table.live().map(|(_, _, entry)| entry.key().0).collect();
+        assert_eq!(
+            (keys.len(), table.live().count()),
+            (FLOWS as usize, FLOWS as usize),
+            "none twice, none lost"
+        );
+        assert!((0..FLOWS as usize).all(|flow| made.iter().any(|made| made[flow])), "somebody made each");
+        table.settle(table.ended());
+        assert_eq!(table.live_count(), FLOWS);
+        assert_eq!(table.live().count() + count_free(&table), 1 << 16, "no place is lost");
+    }
+
+    fn count_free(table: &Connections) -> usize {
+        std::iter::from_fn(|| table.pop(AT_FREE)).count()
+    }
+}

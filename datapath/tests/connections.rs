@@ -1,0 +1,101 @@
+//! The program with connections: what belongs together goes on, and nothing else does.
+#![expect(clippy::unwrap_used, reason = "a story that goes wrong is a panic")]
+
+mod rig;
+
+use std::cell::RefCell;
+use std::sync::atomic::AtomicU64;
+
+use causeway_datapath::connection::{Connections, Stage, Timeouts};
+use causeway_datapath::{Port, Tracking};
+use causeway_model::{DropReason, Family};
+use rig::{Side, plain, sent_by, snapshot, tcp, tunnelled, udp};
+
+const A: &str = "10.70.1.10";
+const FAR: &str = "10.70.2.10";
+
+fn tracking() -> Tracking {
+    const CAPACITY: u32 = 256;
+    let words = (0..Connections::words(CAPACITY)).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
+    let connections = Connections::open(words, CAPACITY).unwrap();
+    Tracking { connections, timeouts: Timeouts::default() }
+}
+
+/// Node east with connections; pod `a` denies new ones if so asked.
+fn east(tracking: Tracking, deny_new: bool) -> Side {
+    let mut snapshot = snapshot(1, Family::V4);
+    snapshot.endpoints.get_mut(&rig::key("a")).unwrap().deny_new = deny_new;
+    let Side { world, worker, slots, now } = Side::of(&snapshot);
+    Side { world, worker: RefCell::new(worker.into_inner().tracking(tracking)), slots, now }
+}
+
+fn out(side: &Side, packet: &[u8]) -> Result<(), DropReason> {
+    side.one(side.port("a"), plain(&sent_by(10, packet))).map(drop)
+}
+
+fn back(side: &Side, packet: &[u8]) -> Result<(), DropReason> {
+    side.one(Port::Uplink, plain(&tunnelled(&rig::inner_to_east(packet)))).map(drop)
+}
+
+fn stages(tracking: &Tracking) -> Vec<Stage> {
+    tracking.connections.records(0, &tracking.timeouts).map(|record| record.stage).collect()
+}
+
+#[test]
+fn a_datagram_begins_a_connection_and_its_answer_establishes_it() {
+    let tracking = tracking();
+    let side = east(tracking, false);
+    out(&side, &udp(A, FAR, (1000, 53), 20)).unwrap();
+    assert_eq!(stages(&tracking), [Stage::New]);
+    back(&side, &udp(FAR, A, (53, 1000), 30)).unwrap();
+    let record = tracking.connections.records(0, &tracking.timeouts).next().unwrap();
+    assert_eq!((record.stage, record.from.1, record.to.1), (Stage::Established, 1000, 53));
+    assert_eq!(record.counts, [(1, 20 + 28), (1, 30 + 28)], "packets, and bytes of IP");
+    assert_eq!(tracking.connections.live_count(), 1, "one for both directions");
+}
+
+#[test]
+fn a_pod_that_denies_new_connections_keeps_those_it_has() {
+    let tracking = tracking();
+    let before = east(tracking, false);
+    out(&before, &udp(A, FAR, (1000, 53), 20)).unwrap();
+    let after = east(tracking, true);
+    assert_eq!(out(&after, &udp(A, FAR, (1000, 53), 20)), Ok(()));
+    assert_eq!(back(&after, &udp(FAR, A, (53, 1000), 20)), Ok(()));
+    assert_eq!(out(&after, &udp(A, FAR, (1001, 53), 20)), Err(DropReason::DeniedNew));
+    assert_eq!(back(&after, &udp(FAR, A, (53, 1001), 20)), Err(DropReason::DeniedNew));
+    assert_eq!(tracking.connections.live_count(), 1, "what was denied takes no place");
+}
+
+#[test]
+fn without_connections_a_pod_that_denies_new_ones_gets_nothing() {
+    let mut snapshot = snapshot(1, Family::V4);
+    snapshot.endpoints.get_mut(&rig::key("a")).unwrap().deny_new = true;
+    assert_eq!(out(&Side::of(&snapshot), &udp(A, FAR, (1, 2), 20)), Err(DropReason::DeniedNew));
+}
+
+#[test]
+fn an_answer_to_nothing_is_invalid() {
+    let side = east(tracking(), false);
+    // `tcp` makes segments with an acknowledgment; its flags are the fourteenth byte behind an IP header of twenty.
+    let syn_ack = rig::with(tcp(FAR, A, (80, 1000), 0), 33, 0x12);
+    assert_eq!(back(&side, &resealed(syn_ack)), Err(DropReason::InvalidConnection));
+    let reset = rig::with(tcp(FAR, A, (80, 1000), 0), 33, 0x04);
+    assert_eq!(back(&side, &resealed(reset)), Err(DropReason::InvalidConnection));
+}
+
+/// The program does not verify a pod's transport checksum, so only the IP header must be right.
+fn resealed(mut packet: Vec<u8>) -> Vec<u8> {
+    rig::seal_v4(&mut packet);
+    packet
+}
+
+#[test]
+fn a_packet_between_others_than_pods_of_this_path_is_none_of_ours() {
+    let tracking = tracking();
+    let side = east(tracking, false);
+    // A kernel pod of this node to a pod behind the tunnel: the kernel's to follow.
+    let frame = rig::ether(causeway_model::GATEWAY_MAC, rig::mac(20), &udp("10.70.1.20", FAR, (5, 6), 20));
+    side.one(Port::Host, plain(&frame)).unwrap();
+    assert_eq!(tracking.connections.live_count(), 0);
+}

@@ -1,0 +1,221 @@
+//! Connections: what belongs to one goes on, what does not goes no further.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use causeway_model::{DropReason, Family, GATEWAY_MAC};
+use causeway_tests::lab::{Lab, Node, Pod, Role};
+use causeway_tests::packet_socket::PacketSocket;
+use causeway_tests::traffic::{Flow, tcp_reaches};
+use etherparse::PacketBuilder;
+
+use super::stage::{Matrix, Story, within};
+
+pub const STORIES: &[(&str, Story)] = &[
+    ("a_pod_that_denies_new_keeps_what_it_has", a_pod_that_denies_new_keeps_what_it_has),
+    ("nothing_new_passes_while_anything_restarts", nothing_new_passes_while_anything_restarts),
+    ("a_segment_outside_of_its_window_reaches_nobody", a_segment_outside_of_its_window_reaches_nobody),
+    ("an_error_about_a_connection_reaches_its_sender", an_error_about_a_connection_reaches_its_sender),
+];
+
+const ANNOTATION: &str = "causeway.dev/deny-new";
+/// How soon a change of an object is in force.
+const SOON: Duration = Duration::from_secs(2);
+/// How long a connection may take to go on: TCP's own timer doubles while nobody carries it.
+const GOES_ON: Duration = Duration::from_secs(8);
+
+/// Changes whether a pod denies new connections, and waits until that is in force.
+fn deny_new(lab: &Lab, pod: &Pod, probe: &Pod, deny: bool) -> anyhow::Result<()> {
+    lab.annotate(pod.name(), ANNOTATION, if deny { "true" } else { "false" })?;
+    let as_asked = || probe.ping(pod.address(Family::V4)) != deny;
+    ensure!(within(SOON, as_asked), "{}: {ANNOTATION}: {deny} is not in force", pod.name());
+    Ok(())
+}
+
+fn a_pod_that_denies_new_keeps_what_it_has(matrix: &Matrix) -> anyhow::Result<()> {
+    let lab = matrix.lab(|_| {})?;
+    let (a, b, c) = (lab.add_pod("n1", "a")?, lab.add_pod("n1", "b")?, lab.add_pod("n2", "c")?);
+    let n1 = lab.node("n1")?;
+    for peer in [&b, &c] {
+        let (to, from) = (
+            Flow::start(peer.namespace(), a.namespace(), a.address(Family::V4))?,
+            Flow::start(a.namespace(), peer.namespace(), peer.address(Family::V6))?,
+        );
+        let denied = n1.drops(DropReason::DeniedNew)?;
+        matrix
+            .sabotage("deny-new-ignored", || ())
+            .map_or_else(|| deny_new(&lab, &a, peer, true), |()| Ok(()))?;
+        for family in Family::BOTH {
+            let what = peer.name();
+            ensure!(
+                !tcp_reaches(peer.namespace(), a.namespace(), a.address(family)),
+                "{what} to a over {family}"
+            );
+            ensure!(
+                !tcp_reaches(a.namespace(), peer.namespace(), peer.address(family)),
+                "a to {what} over {family}"
+            );
+            ensure!(!a.ping(peer.address(family)), "a pings {what} over {family}");
+        }
+        ensure!(to.moves_within(SOON) && from.moves_within(SOON), "what a has with {} stands", peer.name());
+        ensure!(n1.drops(DropReason::DeniedNew)? > denied, "nothing is counted as denied-new");
+        deny_new(&lab, &a, peer, false)?;
+        ensure!(tcp_reaches(peer.namespace(), a.namespace(), a.address(Family::V6)), "it stays closed");
+        to.finish()?;
+        from.finish()?;
+    }
+    Ok(())
+}
+
+fn nothing_new_passes_while_anything_restarts(matrix: &Matrix) -> anyhow::Result<()> {
+    use Role::{Agent, Fastpath};
+    let lab = matrix.lab(|_| {})?;
+    let (a, c) = (lab.add_pod("n1", "a")?, lab.add_pod("n2", "c")?);
+    // One whose next data segment comes from the far side, one from the near side, and a flow of datagrams.
+    let push = Flow::start(c.namespace(), a.namespace(), a.address(Family::V4))?;
+    let pull = Flow::start(a.namespace(), c.namespace(), c.address(Family::V6))?;
+    let talk = Talk::start(&a, &c)?;
+    deny_new(&lab, &a, &c, true)?;
+    let has_fast = lab.process("n1", Fastpath)?.is_some();
+    let orders: &[&[Role]] =
+        if has_fast { &[&[Fastpath], &[Agent], &[Fastpath, Agent], &[Agent, Fastpath]] } else { &[&[Agent]] };
+    for order in orders {
+        order.iter().try_for_each(|role| lab.kill("n1", *role))?;
+        let knocking = Knocking::start(&c, &a)?;
+        order.iter().try_for_each(|role| lab.start("n1", *role))?;
+        ensure!(push.moves_within(GOES_ON), "a flow to the pod stands after {order:?}");
+        ensure!(pull.moves_within(GOES_ON), "a flow from the pod stands after {order:?}");
+        ensure!(within(GOES_ON, || talk.is_answered()), "datagrams are not answered after {order:?}");
+        let got_in = knocking.finish()?;
+        ensure!(got_in == 0, "{got_in} of those who knocked got in after {order:?}");
+    }
+    push.finish()?;
+    pull.finish()?;
+    Ok(())
+}
+
+/// Datagrams between two sockets that know each other.
+struct Talk(UdpSocket, UdpSocket, SocketAddr);
+
+impl Talk {
+    fn start(from: &Pod, to: &Pod) -> anyhow::Result<Self> {
+        let own = SocketAddr::new(from.address(Family::V4), 0);
+        let asker = from.run(|| UdpSocket::bind(own))?;
+        let answerer = to.run(|| UdpSocket::bind(SocketAddr::new(to.address(Family::V4), 0)))?;
+        for socket in [&asker, &answerer] {
+            socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+        }
+        let target = answerer.local_addr()?;
+        let talk = Self(asker, answerer, target);
+        ensure!(talk.is_answered(), "datagrams are not answered at first");
+        Ok(talk)
+    }
+
+    fn is_answered(&self) -> bool {
+        let Self(asker, answerer, target) = self;
+        let mut bytes = [0; 8];
+        asker.send_to(b"question", target).is_ok()
+            && answerer.recv_from(&mut bytes).is_ok_and(|(_, from)| answerer.send_to(&bytes, from).is_ok())
+            && asker.recv(&mut bytes).is_ok()
+    }
+}
+
+/// Somebody who tries to get in, over and over.
+struct Knocking {
+    stop: std::sync::mpsc::Sender<()>,
+    thread: std::thread::JoinHandle<usize>,
+}
+
+impl Knocking {
+    fn start(from: &Pod, to: &Pod) -> anyhow::Result<Self> {
+        let (sender, socket) = (
+            from.run(|| UdpSocket::bind(SocketAddr::new(from.address(Family::V4), 0)))?,
+            to.run(|| UdpSocket::bind(SocketAddr::new(to.address(Family::V4), 0)))?,
+        );
+        socket.set_nonblocking(true)?;
+        let target = socket.local_addr()?;
+        let (stop, stopped) = std::sync::mpsc::channel();
+        let knock = move || {
+            let (mut bytes, mut heard) = ([0; 8], 0);
+            // A second more after the end: what was on its way must not arrive either.
+            while stopped
+                .recv_timeout(Duration::from_millis(5))
+                .is_err_and(|e| e == std::sync::mpsc::RecvTimeoutError::Timeout)
+            {
+                let _ = sender.send_to(b"let me in", target);
+                heard += usize::from(socket.recv(&mut bytes).is_ok());
+            }
+            heard
+        };
+        Ok(Self { stop, thread: std::thread::spawn(knock) })
+    }
+
+    fn finish(self) -> anyhow::Result<usize> {
+        let _ = self.stop.send(());
+        self.thread.join().map_err(|_| anyhow::anyhow!("who knocked has died"))
+    }
+}
+
+fn a_segment_outside_of_its_window_reaches_nobody(matrix: &Matrix) -> anyhow::Result<()> {
+    let lab = matrix.lab(|_| {})?;
+    let (a, c) = (lab.add_pod("n1", "a")?, lab.add_pod("n2", "c")?);
+    let (mut client, mut server) = connect(&a, &c)?;
+    let n1 = lab.node("n1")?;
+    let wild = segment(&a, (client.local_addr()?, server.local_addr()?), 0x7000_0000, 0x6000_0000)?;
+    let invalid = |node: &Node| node.drops(DropReason::InvalidConnection);
+    let before = invalid(&n1)?;
+    let wire = a.run(|| PacketSocket::open("eth0"))?;
+    (0..3).try_for_each(|_| wire.send(&wild))?;
+    let counted = || invalid(&n1).is_ok_and(|now| now >= before + 3);
+    ensure!(within(SOON, counted), "{} counted before, {} after", before, invalid(&n1)?);
+    client.write_all(b"still here")?;
+    let mut heard = [0; 10];
+    server.read_exact(&mut heard).context("the connection is broken")?;
+    ensure!(&heard == b"still here");
+    Ok(())
+}
+
+fn connect(from: &Pod, to: &Pod) -> anyhow::Result<(TcpStream, TcpStream)> {
+    let listener = to.run(|| TcpListener::bind(SocketAddr::new(to.address(Family::V4), 0)))?;
+    let target = listener.local_addr()?;
+    let client = from.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)))?;
+    let (server, _) = listener.accept()?;
+    server.set_read_timeout(Some(Duration::from_secs(5)))?;
+    Ok((client, server))
+}
+
+/// A segment of a connection with numbers far away from everything that was sent.
+fn segment(
+    from: &Pod,
+    ends: (SocketAddr, SocketAddr),
+    sequence: u32,
+    acknowledgment: u32,
+) -> anyhow::Result<Vec<u8>> {
+    let (IpAddr::V4(source), IpAddr::V4(destination)) = (ends.0.ip(), ends.1.ip()) else {
+        anyhow::bail!("{ends:?} are not IPv4");
+    };
+    let own = super::spoof::mac(from.namespace(), "eth0")?;
+    let builder = PacketBuilder::ethernet2(own, GATEWAY_MAC.0)
+        .ipv4(source.octets(), destination.octets(), 64)
+        .tcp(ends.0.port(), ends.1.port(), sequence, 1000)
+        .ack(acknowledgment);
+    let mut bytes = Vec::new();
+    builder.write(&mut bytes, b"wild")?;
+    Ok(bytes)
+}
+
+fn an_error_about_a_connection_reaches_its_sender(matrix: &Matrix) -> anyhow::Result<()> {
+    let lab = matrix.lab(|_| {})?;
+    let (a, c) = (lab.add_pod("n1", "a")?, lab.add_pod("n2", "c")?);
+    // A closed port of c answers with an error, which a hears on its connected socket although nothing else may come in.
+    let target = SocketAddr::new(c.address(Family::V4), 9);
+    let socket = a.run(|| UdpSocket::bind(SocketAddr::new(a.address(Family::V4), 0)))?;
+    socket.connect(target)?;
+    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+    socket.send(b"anybody?")?;
+    let refused = socket.recv(&mut [0; 8]).err().context("a closed port answered")?;
+    ensure!(refused.kind() == std::io::ErrorKind::ConnectionRefused, "{refused}");
+    Ok(())
+}
