@@ -362,7 +362,7 @@ fn an_add_whose_plugin_is_killed_leaves_nothing(matrix: &Matrix) -> anyhow::Resu
     lab.call_plugin(&n1, &Call { verb: "DEL", ..add.clone() })?;
     let agent = lab.process("n1", Role::Agent)?.context("no agent")?;
     // The agent finds the question of one who has gone.
-    agent.signal(Signal::SIGSTOP)?;
+    stand_still(agent)?;
     let (mut command, config) = lab.plugin(&n1, &add)?;
     let asked = n1.run(|| -> anyhow::Result<()> {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
@@ -384,6 +384,18 @@ fn an_add_whose_plugin_is_killed_leaves_nothing(matrix: &Matrix) -> anyhow::Resu
     let left = Holdings::of(n1.namespace())?.since(&before);
     ensure!(left == Leftovers::NONE, "{left}");
     lab.add_pod("n1", ranged(matrix, "next", 10, 10)).map(drop).context("the only address is still taken")
+}
+
+/// Stops a process with all its threads: one hears of the signal first, and until it runs the others go on.
+fn stand_still(process: Process) -> anyhow::Result<()> {
+    process.signal(Signal::SIGSTOP)?;
+    let stopped = || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", process.pid)).into_iter().flatten().flatten();
+        let stat = tasks.map(|task| fs::read_to_string(task.path().join("stat")).unwrap_or_default());
+        stat.into_iter().all(|stat| stat.rsplit(") ").next().is_some_and(|state| state.starts_with('T')))
+    };
+    ensure!(within(Duration::from_secs(10), stopped), "it does not stand still");
+    Ok(())
 }
 
 fn a_reboot_frees_what_its_pods_had(matrix: &Matrix) -> anyhow::Result<()> {
@@ -479,7 +491,7 @@ fn calls_to_a_stuck_agent_return_by_themselves(matrix: &Matrix) -> anyhow::Resul
     let pods: Vec<_> =
         ["a", "b", "c"].map(|name| lab.add_pod("n1", name)).into_iter().collect::<Result<_, _>>()?;
     let agent: Process = lab.process("n1", Role::Agent)?.context("no agent")?;
-    agent.signal(Signal::SIGSTOP)?;
+    stand_still(agent)?;
     let calls: Vec<_> = pods
         .iter()
         .flat_map(|pod| {
