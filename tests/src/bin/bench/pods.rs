@@ -121,7 +121,7 @@ fn compare(
 ) -> Result<Finding> {
     let said = |key| case.iter().find(|(name, _)| *name == key).and_then(|(_, value)| value.as_str());
     let (what, nodes) = (said("what").unwrap_or_default(), said("nodes").unwrap_or_default());
-    let title = format!("{what}, {nodes} node(s), {}", metric.1);
+    let title = format!("{what}, {nodes} node(s), {}, {}", metric.0, metric.1);
     let run = &run;
     let mut contenders: Vec<_> = ways
         .iter()
