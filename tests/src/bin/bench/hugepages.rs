@@ -17,15 +17,16 @@ pub struct Hugepages {
 impl Hugepages {
     /// Sees to it that so many MiB are free.
     pub fn reserve(mib: u64) -> Result<Self> {
-        let (need, before, free) = (mib.div_ceil(PAGE_MIB), read("nr_hugepages")?, read("free_hugepages")?);
+        let (need, free) = (mib.div_ceil(PAGE_MIB), read("free_hugepages")?);
+        let more = need.saturating_sub(free);
+        // Those we added, whatever others have changed meanwhile.
         let undo = Undo::with(move || {
-            if let Err(error) = write(before) {
-                eprintln!("putting back the number of hugepages, {before}: {error:#}");
+            let less = read("nr_hugepages").and_then(|pages| write(pages.saturating_sub(more)));
+            if let Err(error) = less {
+                eprintln!("giving back {more} hugepages: {error:#}");
             }
         });
-        if free < need {
-            write(before + need - free)?;
-        }
+        write(read("nr_hugepages")? + more)?;
         let free = read("free_hugepages")?;
         ensure!(free >= need, "{need} hugepages are needed and the kernel gave {free}");
         Ok(Self { _undo: undo })

@@ -1,8 +1,10 @@
 //! What a bench must put back, whatever ends it: the end of a scope, an error, a panic, Ctrl-C.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::process::exit;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -48,21 +50,42 @@ fn everything() {
     }
 }
 
+/// Whether the bench is being ended.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// Whether this thread ends it.
+    static ENDS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Puts back everything and ends the process. Whatever fails on other threads meanwhile does so because of this, and waits.
+fn end(status: i32) -> ! {
+    if !ENDING.swap(true, Ordering::Relaxed) {
+        ENDS.set(true);
+        everything();
+    } else if !ENDS.get() {
+        loop {
+            std::thread::park();
+        }
+    }
+    exit(status)
+}
+
 /// Sees to it that signals and panics, too, put back everything.
 pub fn guard() -> io::Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             eprintln!("\ninterrupted; putting everything back");
-            everything();
-            exit(128 + signal);
+            end(128 + signal);
         }
     });
     let said = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        said(panic);
-        everything();
-        exit(101);
+        if !ENDING.load(Ordering::Relaxed) {
+            said(panic);
+        }
+        end(101);
     }));
     Ok(())
 }
