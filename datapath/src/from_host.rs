@@ -1,6 +1,7 @@
 use causeway_model::{DropReason, GATEWAY_MAC};
 use causeway_wire::{EtherType, Ethernet, Ipv4, Ipv6};
 
+use crate::bandwidth::limit_receivers;
 use crate::burst::{Kept, Pieces};
 use crate::packet::{Family, Front, Ip, examine};
 use crate::send::{Hop, send};
@@ -22,6 +23,7 @@ pub fn from_host<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker: &
         };
         worker.keeps(verdict, frame, Port::Host, world, now)
     });
+    limit_receivers(burst, Port::Host, world, worker, now);
 }
 
 /// Sends a packet on its way, if it may come by this port.

@@ -1,6 +1,7 @@
 use causeway_model::{DropReason, GATEWAY_MAC};
 use causeway_wire::{EtherType, Ethernet, IpProtocol, Ipv4, Ipv6};
 
+use crate::bandwidth::{limit_receivers, limit_sender};
 use crate::burst::{Kept, Pieces};
 use crate::packet::{Family, Front, Ip, Transport, examine};
 use crate::send::{Hop, send};
@@ -19,6 +20,7 @@ pub fn from_pod<P: Pool>(
 ) {
     let from = Port::Endpoint(slot);
     worker.tally.received(from, burst.len() as u64, burst.bytes());
+    limit_sender(burst, slot, world, worker, now);
     let pod = world.pod(slot);
     approach(burst, 0, worker.tracking.as_ref());
     burst.sift(|frame, pieces| {
@@ -36,6 +38,7 @@ pub fn from_pod<P: Pool>(
         };
         worker.keeps(verdict, frame, from, world, now)
     });
+    limit_receivers(burst, from, world, worker, now);
 }
 
 /// Sends a packet on its way, if the pod may send it.

@@ -5,6 +5,7 @@ use causeway_wire::checksum::Sum;
 use causeway_wire::{Ecn, Ethernet, IpProtocol, Ipv4, Ipv6, Udp, Upper, Vxlan};
 use zerocopy::FromBytes;
 
+use crate::bandwidth::limit_receivers;
 use crate::burst::{Kept, Pieces};
 use crate::packet::{Family, Front, Ip, examine};
 use crate::send::{Hop, send};
@@ -32,6 +33,7 @@ pub fn from_uplink<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker:
         worker.keeps(verdict, frame, Port::Uplink, world, now)
     });
     worker.tally.received(Port::Uplink, packets, bytes);
+    limit_receivers(burst, Port::Uplink, world, worker, now);
 }
 
 /// What the outer IP header says.

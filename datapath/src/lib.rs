@@ -5,6 +5,7 @@
 //! port cannot do itself. What is dropped is counted in the [`Worker`]'s [`Tally`] and freed.
 //! Bytes and time are arguments: nothing here does I/O, starts a thread or reads a clock.
 
+mod bandwidth;
 mod burst;
 pub mod connection;
 mod egress;

@@ -9,6 +9,7 @@ use causeway_model::{
 use ipnetwork::IpNetwork;
 
 use crate::Slots;
+use crate::bandwidth::Limits;
 use crate::outer::{Macs, Outer, OuterV4, OuterV6};
 use crate::table::{Prefixes, Table};
 
@@ -108,6 +109,8 @@ pub struct World {
     senders_v4: Table<u32, u16>,
     senders_v6: Table<u128, u16>,
     pods: Box<[Option<Pod>]>,
+    /// None while no pod has one.
+    pub(crate) limits: Option<Limits>,
 }
 
 impl World {
@@ -135,7 +138,15 @@ impl World {
             senders_v4: Table::new(&whole(&of_family(&senders, v4))),
             senders_v6: Table::new(&whole(&of_family(&senders, v6))),
             pods: pods(snapshot, slots),
+            limits: Limits::new(snapshot, slots),
         })
+    }
+
+    /// Takes over what pods have used up of their limits in the world before.
+    pub fn inherit(&mut self, before: &World) {
+        if let (Some(limits), Some(before)) = (&mut self.limits, &before.limits) {
+            limits.inherit(before);
+        }
     }
 
     /// The peer that sends tunnel frames from an underlay address.

@@ -210,16 +210,20 @@ impl Control {
 
     /// A table of what is known now.
     fn table(&mut self) -> Result<Table, String> {
+        let Means { shared, .. } = self.means.as_ref().map_err(Clone::clone)?;
         let world = match &self.snapshot {
             None => None,
             Some(snapshot) => {
                 self.refused = self.slots.take_up(snapshot).into_iter().collect();
                 let world = World::new(snapshot, &self.slots, &self.links(snapshot));
-                Some(Arc::new(world.map_err(|error| error.to_string())?))
+                let mut world = world.map_err(|error| error.to_string())?;
+                if let Some(before) = shared.world() {
+                    world.inherit(&before);
+                }
+                Some(Arc::new(world))
             }
         };
         let ports = self.ports.iter().filter_map(|(name, served)| Some((self.number(name)?, served.clone())));
-        let Means { shared, .. } = self.means.as_ref().map_err(Clone::clone)?;
         Table::new(world, ports.collect(), shared)
             .map_err(|errno| format!("waiting on the ports' descriptors: {errno}"))
     }

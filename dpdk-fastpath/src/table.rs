@@ -191,6 +191,11 @@ impl Shared {
         let _ = self.workers[worker].wake.read();
     }
 
+    /// The lookup tables in force.
+    pub(crate) fn world(&self) -> Option<Arc<World>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).world.clone()
+    }
+
     /// Says that a worker has let go of every older table.
     #[inline]
     pub(crate) fn report(&self, worker: usize, seen: u64) {

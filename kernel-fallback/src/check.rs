@@ -11,7 +11,7 @@ use crate::error::KernelError;
 use crate::objects::{LinkState, Object, is_governed};
 use crate::observe::{self, Link};
 use crate::ruleset::Ruleset;
-use crate::{pod, sysctl};
+use crate::{pod, shaping, sysctl};
 
 impl KernelDataplane {
     /// What is wrong with an endpoint. Of one that hangs on another data path: what is wrong with the node's ways to it.
@@ -30,7 +30,8 @@ impl KernelDataplane {
         objects.extend(desired.objects_of_node());
         let ruleset = Ruleset::new(&desired.snapshot.settings);
         let links = observe::links(&mut self.netlink)?;
-        let found = observe::objects(&mut self.netlink, &links, is_governed)?;
+        let mut found = observe::objects(&mut self.netlink, &links, is_governed)?;
+        found.extend(shaping::observe(&mut self.netlink, &links, objects.iter())?);
         let mut wrong = Vec::new();
         if has_veth(endpoint) {
             wrong.extend(pod::check(netns, &endpoint.key.interface, endpoint)?);

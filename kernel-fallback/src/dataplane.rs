@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use causeway_model::{
     Count, Counters, Dataplane, DataplaneError, Delta, DropReason, Endpoint, EndpointCounters, EndpointKey,
-    IpNetwork, Snapshot, TunnelOwner, Update, UplinkKind,
+    IpNetwork, LinkName, Snapshot, TunnelOwner, Update, UplinkKind,
 };
 
 use crate::capture::{Capture, Uplink};
@@ -24,7 +24,7 @@ use crate::objects::{HOST_LINK, Object, Sysctl, TUNNEL_LINK, UPLINK_LINK, is_pod
 use crate::observe::{self, Link};
 use crate::ruleset::Ruleset;
 use crate::sysctl::Before;
-use crate::{conntrack, pod, removal, uplink, veth};
+use crate::{conntrack, pod, removal, shaping, uplink, veth};
 
 /// How the kernel path is to be run.
 #[derive(Clone, Debug)]
@@ -289,7 +289,19 @@ impl KernelDataplane {
                 counters.drops.insert(DropReason::KernelMalformed, count);
             }
         }
+        let limited = self.desired.iter().flat_map(Desired::veths).any(|e| !e.bandwidth.is_none());
+        let filters = if limited { shaping::filters(&mut self.netlink)? } else { Vec::new() };
+        let held_back = |name: &LinkName| {
+            let filter = links.get(name.as_str()).and_then(|link| shaping::of_link(&filters, link.index));
+            filter.map_or(0, |filter| filter.dropped)
+        };
         for endpoint in self.desired.iter().flat_map(Desired::veths) {
+            let names = [endpoint.key.link_name(), endpoint.key.limit_name()];
+            let packets = names.iter().map(held_back).sum();
+            if packets > 0 && !endpoint.bandwidth.is_none() {
+                let of_all = counters.drops.entry(DropReason::RateLimited).or_default();
+                *of_all += Count { packets, bytes: 0 };
+            }
             if let Some(link) = links.get(endpoint.key.link_name().as_str()) {
                 let from_pod = Count { packets: link.stats.rx_packets, bytes: link.stats.rx_bytes };
                 let to_pod = Count { packets: link.stats.tx_packets, bytes: link.stats.tx_bytes };

@@ -15,6 +15,7 @@ use crate::objects::{
     HOST_END_MTU, HOST_LINK, LinkState, MAIN_TABLE, Object, ROUTE_TABLE, Route, Sysctl, TUNNEL_LINK,
     UPLINK_LINK, UPLINK_MAC, UPLINK_MTU, Vxlan, Way,
 };
+use crate::shaping;
 use crate::sysctl::{self, IPV4_FORWARDING, IPV6_FORWARDING};
 
 /// The metric of the unreachable route for a pod prefix: behind anything that leads somewhere.
@@ -441,6 +442,7 @@ impl Context<'_> {
                 endpoint.addresses.iter().map(|address| Element::PodAddress(name.clone(), *address));
             wishes.elements.extend(guarded);
             wishes.objects.extend(host_end(name.as_str(), endpoint));
+            wishes.objects.extend(shaping::objects(endpoint));
             (name.as_str(), endpoint.mac)
         } else if let (Path::Fast, Some(HOST_LINK)) = (endpoint.path, self.tunnel_link()) {
             (HOST_LINK, GATEWAY_MAC)

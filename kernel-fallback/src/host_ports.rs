@@ -35,8 +35,8 @@ pub(crate) fn sets(fast: bool) -> Vec<(&'static str, &'static str, &'static str)
     sets
 }
 
-/// The chains. What is for ::1 is left alone: the kernel lets nothing with that address out of the node. Address translation asks once a flow, before kube-proxy and the plugin portmap (-100, 100) do; where
-/// these have nothing to say, those come.
+/// The chains. Address translation asks once a flow, before kube-proxy and the plugin portmap (-100, 100) do; where these have
+/// nothing to say, those come. What is for ::1 is left alone: the kernel lets nothing with that address out of the node.
 pub(crate) fn chains(settings: &Settings) -> String {
     let mut text = String::from(
         " chain port_in {
@@ -54,32 +54,30 @@ pub(crate) fn chains(settings: &Settings) -> String {
   dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports_at6
   dnat ip6 to meta l4proto . th dport map @ports6
  }
- chain port_answers {
-  type nat hook postrouting priority 95; policy accept;
-  ct status dnat ip daddr . meta l4proto . th dport @mapped4 jump answers4
-  ct status dnat ip6 daddr . meta l4proto . th dport @mapped6 jump answers6
- }
 ",
     );
     let fast = settings.tunnel == TunnelOwner::FastPath;
+    let (mut answers, mut by_family) = (String::new(), String::new());
     for (family, header, number) in [(Family::V4, "ip", 4), (Family::V6, "ip6", 6)] {
-        let _ = writeln!(text, " chain answers{number} {{");
-        if let Some(host) = settings.node.overlay_host_address(family) {
-            let as_host = format!("snat {header} to {host}");
-            // Nobody else can answer this node's own loopback, and no pod would send an answer to itself out.
-            if family == Family::V4 {
-                let _ = writeln!(text, "  ip saddr 127.0.0.0/8 {as_host}");
-            }
-            let _ = writeln!(text, "  {header} saddr . {header} daddr @hairpins{number} {as_host}");
-            if fast {
-                // The fast path would take a fast pod's answer to these straight to them.
-                let to_fast_pod = format!("oifname \"{HOST_LINK}\" {header} saddr");
-                let _ = writeln!(text, "  {to_fast_pod} @fast_pods{number} {as_host}");
-                let _ = writeln!(text, "  {to_fast_pod} @tunnelled{number} {as_host}");
-            }
+        let Some(host) = settings.node.overlay_host_address(family) else { continue };
+        let as_host = format!("snat {header} to {host}");
+        let mapped = format!("{header} daddr . meta l4proto . th dport @mapped{number}");
+        let _ = writeln!(answers, "  ct status dnat {mapped} jump answers{number}");
+        if fast {
+            // Whoever translated: the fast path would take a fast pod's answer to these straight to them.
+            let to_fast_pod = format!("ct status dnat oifname \"{HOST_LINK}\" {header} saddr");
+            let _ = writeln!(answers, "  {to_fast_pod} @fast_pods{number} {as_host}");
+            let _ = writeln!(answers, "  {to_fast_pod} @tunnelled{number} {as_host}");
         }
-        text.push_str(" }\n");
+        // Nobody else can answer this node's own loopback, and no pod would send an answer to itself out.
+        let _ = writeln!(by_family, " chain answers{number} {{");
+        if family == Family::V4 {
+            let _ = writeln!(by_family, "  ip saddr 127.0.0.0/8 {as_host}");
+        }
+        let _ = writeln!(by_family, "  {header} saddr . {header} daddr @hairpins{number} {as_host}\n }}");
     }
+    let hook = "type nat hook postrouting priority 95; policy accept;";
+    let _ = write!(text, " chain port_answers {{\n  {hook}\n{answers} }}\n{by_family}");
     text
 }
 

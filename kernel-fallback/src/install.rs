@@ -25,7 +25,7 @@ use crate::netlink::Netlink;
 use crate::objects::{
     LinkState, Object, ROUTE_PROTOCOL, ROUTE_TABLE, RULE_PRIORITY, Route, TUNNEL_LINK, Vxlan, Way,
 };
-use crate::sysctl;
+use crate::{shaping, sysctl};
 
 /// RTAX_MTU as a bit of RTAX_LOCK.
 const LOCK_MTU: u32 = 1 << 2;
@@ -45,6 +45,9 @@ pub(crate) fn install(netlink: &mut Netlink, object: &Object) -> Result<(), Kern
     match object {
         Object::Sysctl(sysctl) => sysctl::write(&sysctl.path, sysctl.value),
         Object::Vxlan(vxlan) => create_vxlan(netlink, vxlan, object),
+        Object::Intermediate(name) => unless(create_intermediate(netlink, name, object), &[Errno::EEXIST]),
+        Object::Bucket(bucket) => shaping::install_bucket(netlink, bucket),
+        Object::Redirect { link, to } => shaping::install_redirect(link, to),
         Object::Rule { from } => {
             let message = rule_message(*from);
             let made =
@@ -65,7 +68,7 @@ pub(crate) fn install_all(netlink: &mut Netlink, objects: &[Object]) -> Result<(
     let mut waiting: Vec<&Object> = Vec::new();
     let mut requests = Vec::new();
     for object in objects {
-        if matches!(object, Object::Sysctl(_) | Object::Vxlan(_) | Object::Rule { .. }) {
+        if is_of_its_own(object) {
             send(netlink, std::mem::take(&mut requests), &std::mem::take(&mut waiting))?;
             install(netlink, object)?;
             continue;
@@ -78,6 +81,16 @@ pub(crate) fn install_all(netlink: &mut Netlink, objects: &[Object]) -> Result<(
         waiting.push(object);
     }
     send(netlink, requests, &waiting)
+}
+
+/// Whether an object is more than one request about a link.
+fn is_of_its_own(object: &Object) -> bool {
+    match object {
+        Object::Sysctl(_) | Object::Vxlan(_) | Object::Rule { .. } => true,
+        Object::Intermediate(_) | Object::Bucket(_) | Object::Redirect { .. } => true,
+        Object::Link(_) | Object::Address { .. } | Object::Neighbour { .. } => false,
+        Object::Forwarding { .. } | Object::Route(_) => false,
+    }
 }
 
 /// Sends requests; after a refusal each by itself, so that what is refused is told by its name. Doing one twice is doing it
@@ -108,9 +121,7 @@ fn request_on(index: u32, object: &Object) -> (RouteNetlinkMessage, u16) {
             (RouteNetlinkMessage::NewNeighbour(forwarding_message(index, *mac, *to)), mend)
         }
         Object::Route(route) => (RouteNetlinkMessage::NewRoute(route_message(index, route)), mend),
-        Object::Sysctl(_) | Object::Vxlan(_) | Object::Rule { .. } => {
-            unreachable!("it is no request about a link")
-        }
+        _ => unreachable!("it is no request about a link"),
     }
 }
 
@@ -126,6 +137,10 @@ pub(crate) fn remove(netlink: &mut Netlink, object: &Object) -> Result<(), Kerne
         // and a link's state is nothing that could be taken away.
         Object::Sysctl(_) | Object::Link(_) => return Ok(()),
         Object::Vxlan(_) => return remove_link(netlink, TUNNEL_LINK),
+        Object::Intermediate(name) => return remove_link(netlink, name),
+        // It goes with its link, and never before.
+        Object::Bucket(_) => return Ok(()),
+        Object::Redirect { link, .. } => return shaping::remove_redirect(link),
         Object::Rule { from } => RouteNetlinkMessage::DelRule(rule_message(*from)),
         Object::Route(route) => match object.link().map(index).transpose() {
             Ok(index) => RouteNetlinkMessage::DelRoute(route_message(index.unwrap_or_default(), route)),
@@ -171,6 +186,14 @@ pub(crate) fn unless(result: Result<(), KernelError>, harmless: &[Errno]) -> Res
         Err(error) if error.errno().is_some_and(|e| harmless.contains(&Errno::from_raw(e))) => Ok(()),
         result => result,
     }
+}
+
+fn create_intermediate(netlink: &mut Netlink, name: &str, object: &Object) -> Result<(), KernelError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
+    let message = RouteNetlinkMessage::NewLink(message);
+    netlink.request(message, NLM_F_CREATE | NLM_F_EXCL, || format!("making {object}"))
 }
 
 fn create_vxlan(netlink: &mut Netlink, vxlan: &Vxlan, object: &Object) -> Result<(), KernelError> {

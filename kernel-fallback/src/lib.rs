@@ -25,6 +25,7 @@ mod observe;
 pub mod pod;
 mod removal;
 mod ruleset;
+mod shaping;
 mod sysctl;
 pub mod uplink;
 mod veth;

@@ -11,7 +11,7 @@ use crate::install::{install, remove, remove_link};
 use crate::leaving::is_leaving;
 use crate::objects::{HOST_LINK, LinkState, Object, ObjectId, TUNNEL_LINK, UPLINK_LINK, Vxlan, is_governed};
 use crate::observe::{self, Link};
-use crate::sysctl;
+use crate::{shaping, sysctl};
 
 /// Mending one thing may undo another (a link that gets another address forgets its neighbours): so often, at most,
 /// is looked again.
@@ -122,8 +122,9 @@ impl KernelDataplane {
 
     fn mend_objects(&mut self) -> Result<Vec<String>, KernelError> {
         let links = observe::links(&mut self.netlink)?;
-        let found = observe::objects(&mut self.netlink, &links, is_governed)?;
+        let mut found = observe::objects(&mut self.netlink, &links, is_governed)?;
         let Some(desired) = &self.desired else { return Ok(Vec::new()) };
+        found.extend(shaping::observe(&mut self.netlink, &links, desired.objects.iter())?);
         let (mut missing, mut wanted) = (Vec::new(), BTreeMap::new());
         for object in desired.objects.iter() {
             wanted.insert(object.id(), object);

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use causeway_model::{Family, IpNetwork, LinkName, MacAddr};
 
 use crate::leaving::is_leaving;
+use crate::shaping::Bucket;
 
 /// The kernel's tunnel device, where the kernel holds the tunnel.
 pub const TUNNEL_LINK: &str = "cw-vxlan";
@@ -31,7 +32,10 @@ pub(crate) const MAIN_TABLE: u32 = 254;
 
 /// True for a link of ours in the node's namespace.
 pub(crate) fn is_our_link(name: &str) -> bool {
-    matches!(name, TUNNEL_LINK | HOST_LINK | UPLINK_LINK) || is_pod_link(name) || is_leaving(name)
+    matches!(name, TUNNEL_LINK | HOST_LINK | UPLINK_LINK)
+        || is_pod_link(name)
+        || is_limit_link(name)
+        || is_leaving(name)
 }
 
 /// True for a link whose state, addresses and neighbours are all made here: not for one on its way out.
@@ -44,17 +48,43 @@ pub(crate) fn is_pod_link(name: &str) -> bool {
     name.starts_with(LinkName::POD_PREFIX)
 }
 
+/// True for a device in which packets from a pod are held back.
+pub(crate) fn is_limit_link(name: &str) -> bool {
+    name.starts_with(LinkName::LIMIT_PREFIX)
+}
+
 /// One object of the kernel. The order of the variants is the order of making; the reverse is that of taking away.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Object {
     Vxlan(Vxlan),
+    /// An intermediate device (ifb): what is led into it goes through its queue and then on as if nothing had been.
+    Intermediate(String),
     Sysctl(Sysctl),
     Link(LinkState),
-    Address { link: String, address: IpNetwork },
-    Neighbour { link: String, address: IpAddr, mac: MacAddr },
-    Forwarding { link: String, mac: MacAddr, to: IpAddr },
+    Address {
+        link: String,
+        address: IpNetwork,
+    },
+    Neighbour {
+        link: String,
+        address: IpAddr,
+        mac: MacAddr,
+    },
+    Forwarding {
+        link: String,
+        mac: MacAddr,
+        to: IpAddr,
+    },
     Route(Route),
-    Rule { from: IpNetwork },
+    Rule {
+        from: IpNetwork,
+    },
+    Bucket(Bucket),
+    /// What comes from a link goes into an intermediate device.
+    Redirect {
+        link: String,
+        to: String,
+    },
 }
 
 /// The tunnel device, as it was created: what of this differs makes it another device.
@@ -109,6 +139,9 @@ pub(crate) struct Route {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum ObjectId<'a> {
     Vxlan,
+    Intermediate(&'a str),
+    Bucket(&'a str),
+    Redirect(&'a str),
     Sysctl(&'a str),
     Link(&'a str),
     Address(&'a str, IpNetwork),
@@ -122,6 +155,9 @@ impl Object {
     pub(crate) fn id(&self) -> ObjectId<'_> {
         match self {
             Self::Vxlan(_) => ObjectId::Vxlan,
+            Self::Intermediate(name) => ObjectId::Intermediate(name),
+            Self::Bucket(bucket) => ObjectId::Bucket(&bucket.link),
+            Self::Redirect { link, .. } => ObjectId::Redirect(link),
             Self::Sysctl(sysctl) => ObjectId::Sysctl(&sysctl.path),
             Self::Link(link) => ObjectId::Link(&link.name),
             Self::Address { link, address } => ObjectId::Address(link, *address),
@@ -135,7 +171,9 @@ impl Object {
     /// The link without which the object cannot be.
     pub(crate) fn link(&self) -> Option<&str> {
         match self {
-            Self::Vxlan(_) | Self::Rule { .. } => None,
+            Self::Vxlan(_) | Self::Rule { .. } | Self::Intermediate(_) => None,
+            Self::Bucket(bucket) => Some(&bucket.link),
+            Self::Redirect { link, .. } => Some(link),
             Self::Sysctl(sysctl) => sysctl.link.as_deref(),
             Self::Link(link) => Some(&link.name),
             Self::Address { link, .. } | Self::Neighbour { link, .. } | Self::Forwarding { link, .. } => {
@@ -174,6 +212,11 @@ impl fmt::Display for Object {
             Self::Vxlan(Vxlan { vni, port, local, .. }) => {
                 write!(f, "device {TUNNEL_LINK} (vxlan {vni}, port {port}, local {local})")
             }
+            Self::Intermediate(name) => write!(f, "intermediate device {name}"),
+            Self::Bucket(Bucket { link, rate, burst }) => {
+                write!(f, "limit of {rate} bytes a second, bursts of {burst}, on {link}")
+            }
+            Self::Redirect { link, to } => write!(f, "way from {link} through {to}"),
             Self::Sysctl(sysctl) => write!(f, "sysctl {} = {}", sysctl.path, sysctl.value),
             Self::Link(LinkState { name, mac: Some(mac), mtu }) => {
                 write!(f, "link {name} up, mtu {mtu}, {mac}")

@@ -9,7 +9,7 @@ use crate::install::{remove, remove_link};
 use crate::netlink::Netlink;
 use crate::objects::{Object, is_our_link};
 use crate::sysctl::Before;
-use crate::{capture, nft, observe};
+use crate::{capture, nft, observe, shaping};
 
 /// Takes every object of ours away from this namespace and restores its settings. Goes on past failures.
 pub(crate) fn remove_all(state: &Path) -> Result<(), KernelError> {
@@ -23,6 +23,7 @@ pub(crate) fn remove_all(state: &Path) -> Result<(), KernelError> {
         Err(error) => errors.push(error),
     }
     errors.extend(capture::remove().err());
+    errors.extend(shaping::remove_all().err());
     errors.extend(nft::remove(&state.with_extension("nft")));
     errors.extend(Before::new(state.to_owned()).restore());
     KernelError::all(errors)

@@ -23,8 +23,18 @@ impl EndpointKey {
     /// The name of this attachment's link on the node: `cwp` and 48 bits of hash. Recomputed, never stored, so that a node
     /// can be cleaned without any record.
     pub fn link_name(&self) -> LinkName {
+        self.derived(LinkName::POD_PREFIX)
+    }
+
+    /// The name of the device in which the kernel holds back what this attachment sends too fast; the digits are those of
+    /// its link.
+    pub fn limit_name(&self) -> LinkName {
+        self.derived(LinkName::LIMIT_PREFIX)
+    }
+
+    fn derived(&self, prefix: &str) -> LinkName {
         let hash = fnv1a([self.network.as_str(), &self.container, &self.interface]);
-        LinkName(format!("{}{:012x}", LinkName::POD_PREFIX, (hash ^ (hash >> 48)) & 0xffff_ffff_ffff))
+        LinkName(format!("{prefix}{:012x}", (hash ^ (hash >> 48)) & 0xffff_ffff_ffff))
     }
 }
 
@@ -42,6 +52,8 @@ pub struct LinkName(String);
 impl LinkName {
     /// What the names of all pod links begin with; a packet from such a link without an endpoint is refused.
     pub const POD_PREFIX: &'static str = "cwp";
+    /// What the names of all devices begin with in which packets from pods are held back.
+    pub const LIMIT_PREFIX: &'static str = "cwb";
 
     /// The name as text.
     pub fn as_str(&self) -> &str {

@@ -97,6 +97,7 @@ fn what_the_runtime_asks_for_reaches_the_agent_and_dns_the_result() {
     let agent = Agent::serve(&network, attached());
     let runtime = json!({
         "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "udp", "HostIP": "192.0.2.1"}],
+        "bandwidth": {"ingressRate": 8000, "ingressBurst": 16000},
         "io.kubernetes.cri.pod-annotations": {"causeway.dev/path": "kernel"},
         "dns": {"servers": ["192.0.2.53"]},
         "somethingElse": {"of": "another plugin"},
@@ -106,6 +107,7 @@ fn what_the_runtime_asks_for_reaches_the_agent_and_dns_the_result() {
     let told = agent.asked().request.capabilities;
     assert_eq!(told.port_mappings.len(), 1);
     assert_eq!(told.port_mappings[0].to_string(), "192.0.2.1:8080/udp");
+    assert_eq!(told.bandwidth.to_pod.map(|limit| (limit.rate, limit.burst)), Some((8000, 16000)));
     assert_eq!(told.annotations["causeway.dev/path"], "kernel");
 }
 

@@ -5,6 +5,8 @@ mod checking;
 #[cfg(test)]
 mod lab;
 #[cfg(test)]
+mod limits;
+#[cfg(test)]
 mod mending;
 #[cfg(test)]
 mod reachability;

@@ -6,10 +6,11 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use causeway_model::Family;
 use causeway_model::plugin::Failure;
-use causeway_tests::lab::{Lab, LabError, Node, Pod, PodSpec, Role};
+use causeway_tests::command;
+use causeway_tests::lab::{Binaries, Datapath, Lab, LabError, Node, Pod, PodSpec, Role};
 use causeway_tests::leftovers::{Holdings, Leftovers};
 use causeway_tests::namespace::Namespace;
-use causeway_tests::traffic::{Answered, Responder, UdpQuestioner, ask_tcp, ask_udp};
+use causeway_tests::traffic::{Answered, Responder, UdpQuestioner, ask_tcp, ask_udp, throughput};
 use serde_json::{Value, json};
 
 use super::stage::{Matrix, Story, within};
@@ -27,6 +28,8 @@ pub const STORIES: &[(&str, Story)] = &[
     ("a_udp_flow_follows_its_port_to_the_next_pod", a_udp_flow_follows_its_port_to_the_next_pod),
     ("ports_outlive_agents_and_tampering", ports_outlive_agents_and_tampering),
     ("no_pod_reaches_the_loopback_of_its_node", no_pod_reaches_the_loopback_of_its_node),
+    ("a_pod_is_as_fast_as_its_limits_and_leaves_nothing", a_pod_is_as_fast_as_its_limits_and_leaves_nothing),
+    ("plugins_before_and_after_ours_do_their_work", plugins_before_and_after_ours_do_their_work),
 ];
 
 /// What pods listen at.
@@ -258,4 +261,146 @@ fn no_pod_reaches_the_loopback_of_its_node(matrix: &Matrix) -> anyhow::Result<()
     }
     drop(secret);
     Ok(())
+}
+
+/// Bits a second, and as many as pass in three tenths of one: what is dropped on the fast path must not outlast TCP's patience.
+const RATE: u64 = 80_000_000;
+const BURST: u64 = RATE / 10 * 3;
+
+fn a_pod_is_as_fast_as_its_limits_and_leaves_nothing(matrix: &Matrix) -> anyhow::Result<()> {
+    let lab = matrix.lab(|_| {})?;
+    let (n1, far) = (lab.node("n1")?, lab.add_pod("n2", "far")?);
+    let before = Holdings::of(n1.namespace())?;
+    let limits =
+        json!({"ingressRate": RATE, "ingressBurst": BURST, "egressRate": RATE / 2, "egressBurst": BURST / 2});
+    // In a mixed lab the one is fast and the other the kernel's.
+    for name in ["first", "second"] {
+        let pod = lab.add_pod("n1", PodSpec::named(name).capability("bandwidth", limits.clone()))?;
+        matrix.sabotage("limit-missing", || unlimit(&lab, &pod)).transpose()?;
+        // A full segment's share of payload in its frame, with timestamps.
+        let payload = (1450.0 - 52.0) / (1450.0 + 14.0);
+        for (what, from, to, rate) in [("to", &far, &pod, RATE), ("from", &pod, &far, RATE / 2)] {
+            let address = to.address(Family::V4);
+            let span = Duration::from_secs(if matrix.full { 20 } else { 8 });
+            let measured = throughput(from.namespace(), to.namespace(), address, 1, span)?;
+            let share = measured / (rate as f64 * payload);
+            ensure!(
+                (0.95..=1.05).contains(&share),
+                "{what} pod {name}: {measured:.0} bit/s are {share:.3} of its limit"
+            );
+        }
+    }
+    let fast = n1.endpoints()?.iter().any(|endpoint| endpoint.endpoint.path == causeway_model::Path::Fast);
+    ensure!(!fast || n1.drops(causeway_model::DropReason::RateLimited)? > 0, "nothing was counted");
+    lab.del_pod("first")?;
+    lab.del_pod("second")?;
+    let left = Holdings::of(n1.namespace())?.since(&before);
+    ensure!(left == Leftovers::NONE, "{left}");
+    Ok(())
+}
+
+/// Puts a pod without limits in the place of one with.
+fn unlimit(lab: &Lab, pod: &Pod) -> anyhow::Result<()> {
+    let node = lab.node("n1")?;
+    super::hosts::freeze(lab, "n1", "true")?;
+    drop(node.exec(&format!("tc qdisc del dev {} root", pod.link())));
+    Ok(())
+}
+
+/// A chain of plugins as libcni runs it: in order, each with what the one before said.
+struct Chain<'a> {
+    node: &'a Node,
+    pod: Namespace,
+    container: String,
+}
+
+impl Chain<'_> {
+    /// Calls one plugin; its result, or its error.
+    fn call(&self, verb: &str, config: &Value, previous: &Value) -> anyhow::Result<Result<Value, Value>> {
+        let kind = config["type"].as_str().context("a plugin without a type")?;
+        let binary = match kind {
+            "causeway-cni" => Binaries::find()?.get(kind)?,
+            other => std::path::PathBuf::from("/usr/lib/cni").join(other),
+        };
+        let mut config = config.clone();
+        (config["cniVersion"], config["name"]) = ("1.0.0".into(), "pods".into());
+        if !previous.is_null() {
+            config["prevResult"] = previous.clone();
+        }
+        let mut command = std::process::Command::new(binary);
+        command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", &self.container).env("CNI_IFNAME", "eth0");
+        command.env("CNI_NETNS", self.pod.path()).env("CNI_PATH", "/usr/lib/cni");
+        let output = self.node.run(|| command::output(&mut command, config.to_string().as_bytes()))?;
+        let said = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        Ok(if output.status.success() { Ok(said) } else { Err(said) })
+    }
+
+    /// ADD by all, in order.
+    fn add(&self, plugins: &[Value]) -> anyhow::Result<Value> {
+        let mut result = Value::Null;
+        for plugin in plugins {
+            result = self
+                .call("ADD", plugin, &result)?
+                .map_err(|error| anyhow::anyhow!("ADD by {}: {error}", plugin["type"]))?;
+        }
+        Ok(result)
+    }
+
+    /// DEL by all, in reverse.
+    fn del(&self, plugins: &[Value], result: &Value) -> anyhow::Result<()> {
+        for plugin in plugins.iter().rev() {
+            self.call("DEL", plugin, result)?
+                .map_err(|error| anyhow::anyhow!("DEL by {}: {error}", plugin["type"]))?;
+        }
+        Ok(())
+    }
+}
+
+fn plugins_before_and_after_ours_do_their_work(matrix: &Matrix) -> anyhow::Result<()> {
+    let lab = matrix.lab(|_| {})?;
+    let (n1, n2) = (lab.node("n1")?, lab.node("n2")?);
+    let conflist: Value = serde_json::from_slice(&std::fs::read(lab.conflist_file(&n1))?)?;
+    let pod = Namespace::create(format!("{}-chained", n1.namespace().name()))?;
+    let chain = Chain { node: &n1, pod: pod.clone(), container: "c".repeat(64) };
+    let told = || -> anyhow::Result<()> {
+        let tuned = |key: &str| json!({"type": "tuning", "sysctl": {key: "1"}});
+        let mappings = json!({"portMappings": [mapping("", 8080, "tcp")]});
+        let limits = json!({"bandwidth": {"ingressRate": RATE, "ingressBurst": BURST}});
+        let ours = conflist["plugins"][0].clone();
+        // Those before have nothing to do but to pass on what came in; those after work on what ours made.
+        let first = [
+            json!({"type": "loopback"}),
+            json!({"type": "portmap"}),
+            json!({"type": "bandwidth"}),
+            tuned("net.ipv4.conf.all.log_martians"),
+            ours,
+            tuned("net.ipv4.conf.eth0.log_martians"),
+            json!({"type": "portmap", "runtimeConfig": mappings}),
+        ];
+        let result = chain.add(&first)?;
+        let interfaces = result["interfaces"].as_array().context("no interfaces")?;
+        ensure!(
+            interfaces[0]["name"] == "lo" && interfaces.iter().any(|link| link["name"] == "eth0"),
+            "{result}"
+        );
+        for link in ["all", "eth0"] {
+            let set = pod.exec(&format!("sysctl -n net.ipv4.conf.{link}.log_martians"))?;
+            ensure!(set.trim() == "1", "tuning did not tune {link}");
+        }
+        let server = Responder::start(&pod, INSIDE, "chained")?;
+        let answer = ask_tcp(n2.namespace(), SocketAddr::new(n1.address(Family::V4), 8080));
+        ensure!(answer.as_ref().is_ok_and(|answer| answer.by == "chained"), "by portmap: {answer:?}");
+        drop(server);
+        // A fast pod has no end on the node that others could limit; ours can, by a capability of its own.
+        let limited = chain.call("ADD", &json!({"type": "bandwidth", "runtimeConfig": limits}), &result)?;
+        match (matrix.mode, limited) {
+            (Datapath::Kernel, Ok(_)) => {}
+            (Datapath::Fast | Datapath::Mixed, Err(error)) if error["msg"].to_string().contains("veth") => {}
+            (mode, other) => bail!("plugin bandwidth after ours, {mode}: {other:?}"),
+        }
+        chain.del(&first, &result)
+    };
+    let done = told();
+    pod.delete()?;
+    done
 }

@@ -27,6 +27,7 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("stranger-known", "spoof"),
     ("config-good", "bad_input"),
     ("port-unmapped", "capabilities"),
+    ("limit-missing", "capabilities"),
 ];
 
 /// One trial a fault: this very program, run with it, must not succeed.
