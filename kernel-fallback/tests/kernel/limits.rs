@@ -1,5 +1,7 @@
 //! Limits of bandwidth are made once, stay what they are, come back when another hand takes them, and go with their pod.
 
+use std::time::{Duration, Instant};
+
 use causeway_model::{Bandwidth, RateLimit};
 
 use crate::lab::{Lab, Namespace, UNDERLAY};
@@ -46,5 +48,10 @@ fn limits_are_right_as_they_are_made_and_put_right_when_they_are_not() {
     }
     node.unplug(&endpoint);
     node.mend();
+    // The pod's link is out of the way at once, and gone within a second.
+    let deadline = Instant::now() + Duration::from_secs(1);
+    while node.ns.run("ip -br link").contains("cwx") && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     assert_eq!((node.ns.run("ip -br link"), node.ns.run("nft -s list ruleset")), before);
 }
