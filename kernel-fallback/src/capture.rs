@@ -5,6 +5,7 @@
 //! else on it. `fwd` exists in netdev tables only: this is our second table.
 
 use causeway_model::{Family, Settings, UplinkKind};
+use nix::net::if_::if_nametoindex;
 
 use crate::error::KernelError;
 use crate::nft::{list, run};
@@ -21,10 +22,19 @@ pub(crate) struct Uplink {
 /// The table that takes them.
 #[derive(Debug, Default)]
 pub(crate) struct Capture {
-    /// The text that was loaded, and how nft lists it.
-    loaded: Option<(String, String)>,
+    loaded: Option<Loaded>,
     /// It was looked for and was not there.
     absent: bool,
+}
+
+/// The table as it was loaded.
+#[derive(Debug, PartialEq, Eq)]
+struct Loaded {
+    text: String,
+    /// How nft lists it.
+    listing: String,
+    /// The interfaces that its names meant then: another one of the same name is not meant.
+    links: [Option<u32>; 2],
 }
 
 impl Capture {
@@ -38,7 +48,9 @@ impl Capture {
     ) -> Result<Option<String>, KernelError> {
         let known = match (uplink, &self.loaded) {
             (None, _) => self.absent,
-            (Some(uplink), Some((text, _))) => *text == document(settings, &uplink.name),
+            (Some(uplink), Some(loaded)) => {
+                loaded.text == document(settings, &uplink.name) && loaded.links == links(&uplink.name)
+            }
             (Some(_), None) => false,
         };
         if known && untouched {
@@ -55,15 +67,20 @@ impl Capture {
                 Ok(None)
             };
         };
-        let text = document(settings, &uplink.name);
-        let is_right = |loaded: &(String, String)| loaded.0 == text && listed.as_ref() == Some(&loaded.1);
-        if self.loaded.as_ref().is_some_and(is_right) {
+        let (text, links) = (document(settings, &uplink.name), links(&uplink.name));
+        let wanted = listed.map(|listing| Loaded { text: text.clone(), listing, links });
+        if wanted.is_some() && self.loaded == wanted {
             return Ok(None);
         }
         run(&text, "capturing the uplink's tunnel frames")?;
-        self.loaded = listing()?.map(|listing| (text, listing));
+        self.loaded = listing()?.map(|listing| Loaded { text, listing, links });
         Ok(Some(format!("loaded nft table netdev {TABLE} on {}", uplink.name)))
     }
+}
+
+/// What the names in the table mean now.
+fn links(uplink: &str) -> [Option<u32>; 2] {
+    [uplink, UPLINK_LINK].map(|name| if_nametoindex(name).ok())
 }
 
 fn listing() -> Result<Option<String>, KernelError> {
