@@ -176,6 +176,16 @@ pub fn place(queue: BorrowedFd<'_>) -> Result<Place, TapError> {
     Ok(Place { name, netns: (status.st_dev, status.st_ino) })
 }
 
+/// Whether the device of a queue has been deleted. Whatever else keeps the kernel from telling is no sign of it.
+pub fn has_gone(queue: BorrowedFd<'_>) -> bool {
+    // SAFETY: `struct ifreq` is plain data for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one `struct ifreq`, which lives on this stack for the whole call.
+    let asked = unsafe { ioctl::get_iff(queue.as_raw_fd(), &raw mut request) };
+    // A queue without a device (`tun_get` in the kernel's drivers/net/tun.c).
+    asked == Err(Errno::EBADFD)
+}
+
 /// Lets a TAP go with its last descriptor.
 pub fn forget(name: &str, queue: BorrowedFd<'_>) -> Result<(), TapError> {
     // SAFETY: as in `open`.

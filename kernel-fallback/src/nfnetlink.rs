@@ -190,14 +190,43 @@ pub(crate) fn change_elements(
     netlink.transact(messages).map_err(|failure| failed(failure, "changing elements of nft sets"))
 }
 
-/// Whether an element is in its set.
-pub(crate) fn has_element(netlink: &mut Netlink, element: &Element) -> Result<bool, KernelError> {
+/// What a set has at the place of an element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// The element.
+    It,
+    /// In a map, its key, and the key leads elsewhere.
+    OtherData,
+    /// Nothing.
+    Nothing,
+}
+
+/// Looks for an element: for its key and, in a map, for what that leads to.
+pub(crate) fn find_element(netlink: &mut Netlink, element: &Element) -> Result<Found, KernelError> {
     let question = Record::elements(GET_ELEMENTS, element.set(), &[element]);
     match netlink.exchange(question, NLM_F_REQUEST) {
-        Ok(answer) => Ok(!answer.records.is_empty()),
-        Err(Failure::Refused(refusal)) if refusal.errno == Errno::ENOENT as i32 => Ok(false),
+        Ok(answer) if answer.records.is_empty() => Ok(Found::Nothing),
+        Ok(answer) => {
+            let wanted = element.data();
+            let right =
+                wanted.is_none_or(|wanted| answer.records.iter().any(|record| leads_to(record, &wanted)));
+            Ok(if right { Found::It } else { Found::OtherData })
+        }
+        Err(Failure::Refused(refusal)) if refusal.errno == Errno::ENOENT as i32 => Ok(Found::Nothing),
         Err(failure) => Err(failed(failure, "looking for an element of an nft set")),
     }
+}
+
+/// Whether a record of elements has one with this data.
+fn leads_to(record: &Record, data: &[u8]) -> bool {
+    let kind = |wanted: u16| move |part: &NlaBuffer<&[u8]>| part.kind() == wanted & !NESTED;
+    record.attributes().filter(kind(ELEMENTS)).any(|list| {
+        attributes(list.value()).any(|element| {
+            attributes(element.value()).filter(kind(ELEMENT_DATA)).any(|value| {
+                attributes(value.value()).any(|part| part.kind() == DATA_VALUE && part.value() == data)
+            })
+        })
+    })
 }
 
 /// The counters of our table that are named by a reason; none when there is no table.

@@ -14,7 +14,7 @@ use crate::desired::{Difference, Wanted};
 use crate::element::{BySet, Element, by_set};
 use crate::error::KernelError;
 use crate::netlink::Netlink;
-use crate::nfnetlink::{change_elements, counters, generation, has_element};
+use crate::nfnetlink::{Found, change_elements, counters, find_element, generation};
 use crate::ruleset::{Ruleset, TABLE, delta};
 
 /// So often is the table loaded again when others change something meanwhile.
@@ -145,8 +145,11 @@ impl Nft {
             },
         }
         for element in elements {
-            if !has_element(&mut self.netlink, element)? {
-                wrong.push(format!("nft set {} lacks {}", element.set(), element.text()));
+            let (set, text) = (element.set(), element.text());
+            match find_element(&mut self.netlink, element)? {
+                Found::It => {}
+                Found::OtherData => wrong.push(format!("nft map {set} leads elsewhere than {text}")),
+                Found::Nothing => wrong.push(format!("nft set {set} lacks {text}")),
             }
         }
         Ok(wrong)

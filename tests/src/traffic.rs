@@ -10,6 +10,7 @@ mod ping;
 mod reach;
 mod request;
 mod responder;
+mod sctp;
 mod segments;
 mod stream;
 
@@ -26,6 +27,7 @@ pub use ping::{Pings, pings, too_big};
 pub use reach::{tcp_reaches, udp_reaches};
 pub use request::requests;
 pub use responder::{Answered, Responder, UdpQuestioner, ask_tcp, ask_udp};
+pub use sctp::{SctpEnd, associate};
 pub use segments::udp_segments;
 pub use stream::throughput;
 

@@ -15,7 +15,9 @@ mod matrix {
     pub mod fault;
     pub mod foreign;
     pub mod hosts;
+    pub mod killed;
     pub mod means;
+    pub mod neighbours;
     pub mod reach;
     pub mod recovery;
     pub mod sizes;
@@ -35,7 +37,7 @@ use libtest_mimic::{Arguments, Trial};
 use matrix::stage::{Matrix, Story};
 use matrix::{
     addresses, bad_input, capabilities, change, check, connections, ethdev, fastpath, fault, foreign, hosts,
-    means, reach, recovery, sizes, spoof, throughput, traces, verbs,
+    killed, means, neighbours, reach, recovery, sizes, spoof, throughput, traces, verbs,
 };
 
 /// The data paths that every story is told over.
@@ -52,6 +54,8 @@ const FAMILIES: &[(&str, &[(&str, Story)])] = &[
     ("verbs", verbs::STORIES),
     ("check", check::STORIES),
     ("addresses", addresses::STORIES),
+    ("neighbours", neighbours::STORIES),
+    ("killed", killed::STORIES),
     ("recovery", recovery::STORIES),
     ("foreign", foreign::STORIES),
     ("spoof", spoof::STORIES),

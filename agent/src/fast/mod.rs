@@ -377,6 +377,33 @@ impl State {
         }
     }
 
+    /// Puts another device in the place of one that somebody deleted; says so in words when it is done. What cannot be made
+    /// is a trouble, and tried again by the next look.
+    fn replace(&mut self, port: &PortName) -> Option<String> {
+        let PortName::Endpoint(key) = port else {
+            self.unplug(port);
+            return Some(format!("{port:?}: its TAP had gone"));
+        };
+        // Its dead queues would wake the workers for ever.
+        if let Some(session) = &mut self.session {
+            let result = session.order(Task::Unplug { port: port.clone() });
+            self.settle("giving up a port", result);
+        }
+        match self.open_again(key) {
+            Ok(None) => None,
+            Ok(Some(held)) => {
+                self.held.insert(port.clone(), held);
+                let result = self.plug(port);
+                self.settle("serving a port again", result);
+                Some(format!("plugged {key} in again: its link had gone"))
+            }
+            Err(error) => {
+                self.trouble.insert(port.clone(), error.to_string());
+                None
+            }
+        }
+    }
+
     fn unplug(&mut self, port: &PortName) {
         if let Some(held) = self.give_up(port) {
             held.forget(port);
@@ -476,16 +503,20 @@ impl Dataplane for FastDataplane {
     fn mend(&mut self) -> Result<Vec<String>, DataplaneError> {
         let mut state = lock(&self.state);
         let mut mended = Vec::new();
-        let lost: Vec<_> =
-            state.held.iter().filter(|(port, held)| held.is_gone(port)).map(|(p, _)| p.clone()).collect();
-        for port in lost {
-            state.unplug(&port);
-            mended.push(format!("{port:?}: its TAP had gone"));
+        let lost: BTreeSet<_> = state
+            .held
+            .iter()
+            .filter(|(port, held)| held.is_gone(port))
+            .map(|(port, _)| port.clone())
+            .collect();
+        for port in &lost {
+            mended.extend(state.replace(port));
         }
         let Some(desired) = &state.desired else { return Ok(mended) };
         let missing: Vec<_> = wanted(desired)
             .into_iter()
             .filter(|port| !state.held.contains_key(port) || state.trouble.contains_key(port))
+            .filter(|port| !lost.contains(port) || !state.held.contains_key(port))
             .collect();
         if state.session.is_some() {
             for port in missing {

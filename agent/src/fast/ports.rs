@@ -58,11 +58,14 @@ impl Held {
         }
     }
 
-    /// Whether another tool took the device of one of the node's own ports away.
+    /// Whether somebody took its device away; one of the node's own ports has gone with its name, too.
     pub(super) fn is_gone(&self, port: &PortName) -> bool {
-        matches!(port, PortName::Host | PortName::Uplink)
-            && matches!(self.device, Device::Tap(_))
-            && if_nametoindex(link_of(port)) == Err(Errno::ENODEV)
+        let Some(queue) = self.queues.first() else { return false };
+        let nameless = || {
+            matches!(port, PortName::Host | PortName::Uplink)
+                && if_nametoindex(link_of(port)) == Err(Errno::ENODEV)
+        };
+        tap::has_gone(queue.as_fd()) || nameless()
     }
 }
 
@@ -103,13 +106,26 @@ impl State {
                 let endpoint = desired.endpoints.get(key).ok_or_else(lost)?;
                 let place = self.namespaces.get(key).ok_or_else(lost)?;
                 let netns = open_namespace(place).ok_or_else(gone)?;
-                // The device outlived both processes; its addresses are verified by what verifies every pod.
-                namespace::within(netns.as_fd(), || {
-                    open_tap(&key.interface, self.options.queues, endpoint.mac)
-                })?
-                .map_err(failed(format!("opening the TAP of {key} again")))
+                // A device that outlived both processes is as they left it; one that did not is made anew.
+                let left = namespace::within(netns.as_fd(), || {
+                    let there = if_nametoindex(key.interface.as_str()).is_ok();
+                    there.then(|| open_tap(&key.interface, self.options.queues, endpoint.mac))
+                })?;
+                match left {
+                    Some(opened) => opened.map_err(failed(format!("opening the TAP of {key} again"))),
+                    None => make_pod_tap(endpoint, netns.as_fd(), &self.options),
+                }
             }
         }
+    }
+
+    /// Makes the TAP of a living pod again whose device somebody deleted; none where the pod is no more. What has its name
+    /// meanwhile is somebody else's, and stays.
+    pub(super) fn open_again(&self, key: &EndpointKey) -> Result<Option<Held>, DataplaneError> {
+        let endpoint = self.desired.as_ref().and_then(|desired| desired.endpoints.get(key));
+        let netns = self.namespaces.get(key).and_then(open_namespace);
+        let Some((endpoint, netns)) = endpoint.zip(netns) else { return Ok(None) };
+        make_pod_tap(endpoint, netns.as_fd(), &self.options).map(Some)
     }
 
     fn open_uplink(&self) -> Result<Held, DataplaneError> {

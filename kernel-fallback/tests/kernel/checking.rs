@@ -3,9 +3,9 @@
 use std::os::fd::AsFd;
 
 use causeway_kernel_fallback::pod;
-use causeway_model::Dataplane;
+use causeway_model::{Dataplane, PortMapping, PortProtocol};
 
-use crate::lab::{Lab, LabNode, LabPod, UNDERLAY};
+use crate::lab::{Lab, LabNode, LabPod, Namespace, UNDERLAY};
 
 fn check(node: &mut LabNode, pod: &LabPod) -> Vec<String> {
     let netns = pod.ns.open();
@@ -88,4 +88,45 @@ fn a_link_of_the_right_name_that_leads_elsewhere_is_told_from_ours() {
     pod::configure(a.ns.open().as_fd(), "eth0", &a.endpoint).unwrap();
     let found = check(&mut lab.nodes[0], &a).join("; ");
     assert!(found.contains("is not the other end of"), "{found}");
+}
+
+#[test]
+fn a_port_of_the_node_that_leads_elsewhere_is_told_from_one_that_leads_nowhere() {
+    let mut lab = Lab::new(1, &UNDERLAY);
+    let node = &mut lab.nodes[0];
+    let mut endpoint = node.new_endpoint();
+    let port = |number: u16| number.try_into().unwrap();
+    let mapping = |protocol, host_ip: Option<&str>, host_port| PortMapping {
+        host_ip: host_ip.map(|address| address.parse().unwrap()),
+        host_port: port(host_port),
+        container_port: port(80),
+        protocol,
+    };
+    endpoint.port_mappings = vec![
+        mapping(PortProtocol::Tcp, None, 8080),
+        mapping(PortProtocol::Sctp, Some("192.0.2.1"), 8081),
+        mapping(PortProtocol::Udp, Some("2001:db8::1"), 8082),
+    ];
+    let ns = Namespace::new("pod");
+    node.plug(&endpoint, &ns);
+    let pod = LabPod { ns, endpoint };
+    let (v4, v6) = (pod.v4(), pod.v6());
+    for (map, key, to, other) in [
+        ("ports4", "tcp . 8080", format!("{v4} . 80"), format!("{v4} . 81")),
+        ("ports6", "tcp . 8080", format!("{v6} . 80"), "fd70:0:0:1::77 . 80".to_owned()),
+        ("ports_at4", "192.0.2.1 . sctp . 8081", format!("{v4} . 80"), "10.70.1.77 . 80".to_owned()),
+        ("ports_at6", "2001:db8::1 . udp . 8082", format!("{v6} . 80"), format!("{v6} . 65535")),
+    ] {
+        assert_eq!(check(node, &pod), Vec::<String>::new(), "before {map} is broken");
+        let gone = format!("delete element inet causeway {map} {{ {key} }}");
+        node.ns.run(&format!("nft '{gone}; add element inet causeway {map} {{ {key} : {other} }}'"));
+        let found = check(node, &pod).join("; ");
+        let words = format!("nft map {map} leads elsewhere than {key} : {to}");
+        assert!(found.contains(&words), "{words:?} is not in {found:?}");
+        node.ns.run(&format!("nft '{gone}'"));
+        let found = check(node, &pod).join("; ");
+        assert!(found.contains(&format!("nft set {map} lacks {key}")), "{found:?}");
+        node.mend();
+    }
+    assert_eq!(check(node, &pod), Vec::<String>::new());
 }

@@ -42,7 +42,7 @@ pub const PATIENT: &[(&str, Story)] = &[
 ];
 
 /// A network with these addresses of node n1 and no others.
-fn ranged(matrix: &Matrix, pod: &str, first: u8, last: u8) -> PodSpec {
+pub(super) fn ranged(matrix: &Matrix, pod: &str, first: u8, last: u8) -> PodSpec {
     let range = json!([[{
         "subnet": "10.70.1.0/24", "rangeStart": format!("10.70.1.{first}"), "rangeEnd": format!("10.70.1.{last}")
     }]]);
@@ -52,7 +52,7 @@ fn ranged(matrix: &Matrix, pod: &str, first: u8, last: u8) -> PodSpec {
     }
 }
 
-fn one_node(matrix: &Matrix) -> anyhow::Result<(Lab, Node)> {
+pub(super) fn one_node(matrix: &Matrix) -> anyhow::Result<(Lab, Node)> {
     let lab = matrix.lab(|spec| spec.nodes = 1)?;
     let node = lab.node("n1")?;
     Ok((lab, node))
@@ -72,14 +72,14 @@ fn refused(lab: &Lab, node: &Node, spec: PodSpec, code: u32, words: &[&str]) -> 
     Ok(())
 }
 
-fn last_byte(pod: &Pod) -> Option<u8> {
+pub(super) fn last_byte(pod: &Pod) -> Option<u8> {
     match pod.address(Family::V4) {
         std::net::IpAddr::V4(address) => Some(address.octets()[3]),
         std::net::IpAddr::V6(_) => None,
     }
 }
 
-fn call(pod: &Pod, verb: &'static str) -> Call {
+pub(super) fn call(pod: &Pod, verb: &'static str) -> Call {
     let record = &pod.record;
     Call {
         verb,

@@ -4,13 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use causeway_model::Family;
 use causeway_model::plugin::Failure;
+use causeway_model::{Family, GATEWAY_MAC, MacAddr};
 use causeway_tests::command;
 use causeway_tests::lab::{Binaries, Datapath, Lab, LabError, Node, Pod, PodSpec, Role};
 use causeway_tests::leftovers::{Holdings, Leftovers};
 use causeway_tests::namespace::Namespace;
-use causeway_tests::traffic::{Answered, Responder, UdpQuestioner, ask_tcp, ask_udp, throughput};
+use causeway_tests::traffic::{
+    Answered, Responder, SctpEnd, UdpQuestioner, ask_tcp, ask_udp, associate, throughput,
+};
 use serde_json::{Value, json};
 
 use super::stage::{Matrix, Story, within};
@@ -20,6 +22,7 @@ pub const STORIES: &[(&str, Story)] = &[
         "a_port_of_the_node_leads_to_its_pod_from_everywhere",
         a_port_of_the_node_leads_to_its_pod_from_everywhere,
     ),
+    ("a_port_of_sctp_leads_to_its_pod", a_port_of_sctp_leads_to_its_pod),
     (
         "a_port_at_one_address_answers_there_and_nowhere_else",
         a_port_at_one_address_answers_there_and_nowhere_else,
@@ -116,6 +119,40 @@ fn a_port_of_the_node_leads_to_its_pod_from_everywhere(matrix: &Matrix) -> anyho
             // Nobody stands between: the pod sees who asks.
             let target = SocketAddr::new(n1.address(family), port);
             assert_answers("a host on the wire", n2.namespace(), target, pod.name(), |seen| seen == address)?;
+        }
+    }
+    Ok(())
+}
+
+fn a_port_of_sctp_leads_to_its_pod(matrix: &Matrix) -> anyhow::Result<()> {
+    let lab = matrix.lab(|_| {})?;
+    let (n1, n2) = (lab.node("n1")?, lab.node("n2")?);
+    let mapped = |name: &str, port| {
+        PodSpec::named(name).capability("portMappings", json!([mapping("", port, "sctp")]))
+    };
+    // In a mixed lab the one is fast and the other the kernel's.
+    let served =
+        [(lab.add_pod("n1", mapped("web", 9080))?, 9080), (lab.add_pod("n1", mapped("api", 9081))?, 9081)];
+    let near = lab.add_pod("n1", "near")?;
+    let outside = outsider(&n2, &n1)?;
+    let mac = |place: &Namespace| Ok::<_, anyhow::Error>(MacAddr(super::spoof::mac(place, "eth0")?));
+    let of_pod = |pod: &Pod, address, port| -> anyhow::Result<SctpEnd> {
+        let macs = (mac(pod.namespace())?, GATEWAY_MAC);
+        Ok(SctpEnd::open(pod.namespace(), "eth0", macs, SocketAddr::new(address, port))?)
+    };
+    for (pod, port) in &served {
+        for (family, address) in Family::BOTH.into_iter().zip(outside) {
+            let server = of_pod(pod, pod.address(family), INSIDE)?;
+            let macs = (mac(n2.namespace())?, mac(n1.namespace())?);
+            let who = SocketAddr::new(address, 40_000 + port);
+            let client = SctpEnd::open(n2.namespace(), "eth0", macs, who)?;
+            let target = SocketAddr::new(n1.address(family), *port);
+            let what = format!("from outside to {} over {family}", pod.name());
+            let seen = associate(&client, &server, target).with_context(|| what.clone())?;
+            ensure!(seen.ip() == address, "{what}: the pod sees {seen}");
+            let client = of_pod(&near, near.address(family), 41_000 + port)?;
+            associate(&client, &server, target)
+                .with_context(|| format!("from a pod to {}, {family}", pod.name()))?;
         }
     }
     Ok(())

@@ -18,11 +18,10 @@ pub const STORIES: &[(&str, Story)] = &[
     ("what_the_runtime_remembers_must_be_there", what_the_runtime_remembers_must_be_there),
 ];
 
-/// What may happen inside any pod, and the words that tell of it. V4 and MAC stand for the pod's own.
+/// What may happen inside any pod, and the words that tell of it. V4, V6 and MAC stand for the pod's own.
 const IN_THE_POD: &[(&str, &str)] = &[
     ("ip link set eth0 down", "link eth0 is down"),
     ("ip link set eth0 name eth9", "there is no link eth0"),
-    ("ip link del eth0", "there is no link eth0"),
     ("ip link set eth0 address 02:00:00:00:00:46", "the MAC of link eth0 is 02:00:00:00:00:46"),
     ("ip link set eth0 mtu 1300", "the MTU of link eth0 is 1300"),
     ("ip addr del V4/32 dev eth0", "address V4/32 on eth0 is missing"),
@@ -30,27 +29,52 @@ const IN_THE_POD: &[(&str, &str)] = &[
     ("ip route del default", "route 0.0.0.0/0 via 169.254.1.1 on eth0 is missing"),
     ("ip -6 route del default", "route ::/0 via fe80::1 on eth0 is missing"),
     ("ip neigh del 169.254.1.1 dev eth0", "neighbour 169.254.1.1"),
+    ("ip neigh del fe80::1 dev eth0", "neighbour fe80::1"),
 ];
+
+/// What inside a pod is mended, too: nothing of a pod works without its link.
+const WITHOUT_ITS_LINK: (&str, &str) = ("ip link del eth0", "there is no link eth0");
 
 /// The same on the node, of a pod with a veth there; LINK stands for its name.
 const ON_THE_NODE: &[(&str, &str)] = &[
     ("ip link set LINK down", "link LINK is down"),
     ("ip link set LINK mtu 1400", "the MTU of link LINK is 1400"),
     ("ip link set LINK address 02:00:00:00:00:44", "the MAC of link LINK is 02:00:00:00:00:44"),
+    ("ip addr del 169.254.1.1/32 dev LINK", "address 169.254.1.1/32 on LINK is missing"),
+    ("ip -6 addr del fe80::1/64 dev LINK", "address fe80::1/64 on LINK is missing"),
     ("ip route del V4", "route V4/32 on LINK is missing"),
+    ("ip -6 route del V6", "route V6/128 on LINK is missing"),
     ("ip neigh del V4 dev LINK", "neighbour V4 at MAC on LINK is missing"),
+    ("ip neigh del V6 dev LINK", "neighbour V6 at MAC on LINK is missing"),
     ("nft delete element inet causeway pod_links { LINK }", "pod_links lacks"),
     ("nft delete element inet causeway pod_macs { LINK . MAC }", "pod_macs lacks"),
     ("nft delete element inet causeway pod_addresses4 { LINK . V4 }", "pod_addresses4 lacks"),
+    ("nft delete element inet causeway pod_addresses6 { LINK . V6 }", "pod_addresses6 lacks"),
     ("nft flush chain inet causeway from_pod", "chains of nft table inet causeway are not ours"),
 ];
 
 /// The same on the node, of a pod of the fast path.
 const ON_A_FAST_NODE: &[(&str, &str)] = &[
-    ("ip route del V4", "route V4/32 on cw-host is missing"),
-    ("ip neigh del V4 dev cw-host", "neighbour V4"),
     ("ip link set cw-host down", "link cw-host is down"),
+    ("ip link set cw-host mtu 1300", "the MTU of link cw-host is 1300"),
+    ("ip link set cw-host address 02:00:00:00:00:44", "the MAC of link cw-host is 02:00:00:00:00:44"),
+    ("ip addr del 10.70.1.1/32 dev cw-host", "address 10.70.1.1/32 on cw-host is missing"),
+    ("ip route del V4", "route V4/32 on cw-host is missing"),
+    ("ip -6 route del V6", "route V6/128 on cw-host is missing"),
+    ("ip neigh del V4 dev cw-host", "neighbour V4"),
+    ("ip neigh del V6 dev cw-host", "neighbour V6"),
+];
+
+/// The same on any node.
+const ON_ANY_NODE: &[(&str, &str)] = &[
     ("nft delete element inet causeway endpoints4 { V4 }", "endpoints4 lacks V4"),
+    ("nft delete element inet causeway endpoints6 { V6 }", "endpoints6 lacks V6"),
+    ("nft delete element inet causeway ports4 { tcp . 8080 }", "ports4 lacks tcp . 8080"),
+    (
+        "nft delete element inet causeway ports4 { tcp . 8080 } ; add element inet causeway ports4 { tcp . 8080 : V4 . 81 }",
+        "ports4 leads elsewhere than tcp . 8080 : V4 . 80",
+    ),
+    ("nft delete element inet causeway mapped6 { V6 . tcp . 80 }", "mapped6 lacks V6 . tcp . 80"),
 ];
 
 /// One call of the verb that is expected to succeed or to fail.
@@ -75,15 +99,21 @@ fn whatever_breaks_is_named(matrix: &Matrix) -> anyhow::Result<()> {
     let paths: &[&str] = if fast { &["fast", "kernel"] } else { &["kernel"] };
     for path in paths {
         let outside = if *path == "fast" { ON_A_FAST_NODE } else { ON_THE_NODE };
-        let all = IN_THE_POD.iter().map(|case| (true, case)).chain(outside.iter().map(|case| (false, case)));
-        for (inside, (words, expected)) in all {
-            let pod = lab.add_pod("n1", PodSpec::named("a").annotation("causeway.dev/path", path))?;
+        let outside = outside.iter().chain(ON_ANY_NODE).map(|case| (false, case));
+        let inside = IN_THE_POD.iter().chain([&WITHOUT_ITS_LINK]).map(|case| (true, case));
+        for (inside, case) in inside.chain(outside) {
+            let (words, expected) = *case;
+            let spec = PodSpec::named("a").annotation("causeway.dev/path", path);
+            let port = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
+            let pod = lab.add_pod("n1", spec.capability("portMappings", port))?;
             check(&lab, &n1, &pod).with_context(|| format!("a {path} pod that is as it was made"))?;
             named(matrix, &lab, &n1, &pod, inside, words, expected)
                 .with_context(|| format!("{path}: {words}"))?;
-            if !inside {
+            if !inside || *case == WITHOUT_ITS_LINK {
                 let mended = within(Duration::from_secs(10), || check(&lab, &n1, &pod).is_ok());
                 ensure!(mended, "{words} is not mended: {:?}", complaint(&lab, &n1, &pod)?);
+                let reached = |family| pod.ping(n1.overlay_host_address(family));
+                ensure!(Family::BOTH.into_iter().all(reached), "{words}: the pod reaches nobody");
             }
             lab.del_pod("a").with_context(|| format!("DEL after {words}"))?;
         }
@@ -165,11 +195,19 @@ fn a_fast_path_that_does_not_answer_is_named(matrix: &Matrix) -> anyhow::Result<
     ensure!(code == 103 && msg.contains("not connected"), "dead: {code}: {msg}");
     lab.start("n1", Role::Fastpath)?;
     ensure!(within(Duration::from_secs(10), well), "back: {:?}", complaint(&lab, &n1, &pod)?);
-    // A link of the same kind and name that is another one: the queues lead nowhere.
+    // A link of the same kind and name that is another one: the queues lead nowhere, and it is nobody's to take away.
+    let another = n1.directory().join("another-link");
+    std::fs::write(&another, "link del eth0\ntuntap add eth0 mode tap\n")?;
+    pod.exec(&format!("ip -batch {}", another.display()))?;
+    for look in 0..2 {
+        let (code, msg) = complaint(&lab, &n1, &pod)?.context("another link is taken for the pod's")?;
+        let told = msg.contains("queues") || msg.contains("interface eth0 exists");
+        ensure!(code == 103 && told, "another link, look {look}: {code}: {msg}");
+        // By then it was tried to mend it.
+        std::thread::sleep(Duration::from_secs(6));
+    }
     pod.exec("ip link del eth0")?;
-    pod.exec("ip tuntap add eth0 mode tap")?;
-    let (code, msg) = complaint(&lab, &n1, &pod)?.context("another link is taken for the pod's")?;
-    ensure!(code == 103 && msg.contains("queues"), "another link: {code}: {msg}");
+    ensure!(within(Duration::from_secs(10), well), "without it: {:?}", complaint(&lab, &n1, &pod)?);
     Ok(())
 }
 

@@ -24,6 +24,8 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("flows-shuffled", "throughput"),
     ("foreign-mac-wrong", "foreign"),
     ("range-unsaid", "addresses"),
+    ("gateway-elsewhere", "neighbours"),
+    ("delete-forgotten", "killed"),
     ("stranger-known", "spoof"),
     ("config-good", "bad_input"),
     ("port-unmapped", "capabilities"),
