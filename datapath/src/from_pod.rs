@@ -1,5 +1,5 @@
 use causeway_model::{DropReason, GATEWAY_MAC};
-use causeway_wire::{EtherType, Ethernet, IpProtocol, Ipv4, Ipv6};
+use causeway_wire::{EtherType, Ethernet, IpProtocol, Ipv4, Ipv6, VlanTag};
 
 use crate::bandwidth::{limit_receivers, limit_sender};
 use crate::burst::{Kept, Pieces};
@@ -26,7 +26,8 @@ pub fn from_pod<P: Pool>(
     burst.sift(|frame, pieces| {
         let Worker { pool, tracking, .. } = worker;
         let tracking = tracking.as_ref();
-        let verdict = match (pod, Family::of(frame.head())) {
+        let family = Family::of(frame.head()).or_else(|| untag(frame));
+        let verdict = match (pod, family) {
             (None, _) => Err(DropReason::NoSuchPort),
             (Some(pod), Some(Family::V4)) => {
                 forward::<P, Ipv4>(frame, (pod, slot), world, (tracking, now), pool, pieces)
@@ -84,6 +85,20 @@ fn check_macs<B: Buffer>(frame: &Frame<B>, pod: &Pod) -> Result<bool, DropReason
     Ok(ethernet.destination() == GATEWAY_MAC)
 }
 
+/// Takes a tag of no network off a frame: it asks for priority only (IEEE 802.1Q §6.9), and the tunnel carries none (RFC 7348 §6.1).
+#[cold]
+fn untag<B: Buffer>(frame: &mut Frame<B>) -> Option<Family> {
+    let (ethernet, rest) = Ethernet::split(frame.head()).ok()?;
+    let (tag, _) =
+        VlanTag::split(rest).ok().filter(|(tag, _)| ethernet.ether_type().is_tag() && tag.id() == 0)?;
+    let untagged = Ethernet::new(ethernet.destination(), ethernet.source(), tag.ether_type());
+    frame.pull(VlanTag::LEN).ok()?;
+    frame.offload = frame.offload.pulled(VlanTag::LEN);
+    let (place, _) = Ethernet::split_mut(frame.head_mut()).ok()?;
+    *place = untagged;
+    Family::of(frame.head())
+}
+
 /// Answers a frame without an IP packet, where there is an answer.
 #[cold]
 fn without_packet<B: Buffer>(frame: &mut Frame<B>, pod: &Pod, slot: u16) -> Result<Kept, DropReason> {
@@ -91,6 +106,8 @@ fn without_packet<B: Buffer>(frame: &mut Frame<B>, pod: &Pod, slot: u16) -> Resu
     let (ethernet, _) = Ethernet::split(frame.head())?;
     match ethernet.ether_type() {
         EtherType::ARP => gateway::arp(frame, pod, slot),
+        // Of a network that we are not on.
+        ether_type if ether_type.is_tag() => Err(DropReason::NotForUs),
         _ => Err(DropReason::UnhandledEtherType),
     }
 }

@@ -108,9 +108,9 @@ fn what_the_frame_itself_must_be() {
         ("for everybody", ether(MacAddr::BROADCAST, mac(10), &packet), DropReason::NotForUs),
         ("13 bytes", vec![0; 13], DropReason::Malformed),
         (
-            "a VLAN tag is not carried",
+            "of another virtual network",
             [&sent_by(10, &packet)[..12], &[0x81, 0, 0, 5, 8, 0], &packet].concat(),
-            DropReason::UnhandledEtherType,
+            DropReason::NotForUs,
         ),
         (
             "LLDP",
@@ -126,6 +126,31 @@ fn what_the_frame_itself_must_be() {
     assert_eq!(counted.drops[&DropReason::SpoofedMac].bytes, 14 + packet.len() as u64);
     let nobody = Port::Endpoint(7);
     assert_eq!(east.one(nobody, plain(&sent_by(10, &packet))), Err(DropReason::NoSuchPort));
+}
+
+#[test]
+fn f19_a_priority_tag_is_taken_off_and_never_carried() {
+    let east = east();
+    for packet in
+        [udp("10.70.1.10", "10.70.2.10", (1, 2), 9), udp("fd70:0:0:1::10", "fd70:0:0:2::10", (1, 2), 9)]
+    {
+        let frame = sent_by(10, &packet);
+        let tagged = [&frame[..12], &[0x81, 0, 0xe0, 0], &frame[12..]].concat();
+        let [bare, taken] = [&frame, &tagged].map(|frame| east.one(east.port("a"), plain(frame)).unwrap());
+        assert_eq!(bare, taken);
+    }
+    let arp = [
+        &[0xff; 6][..],
+        &mac(10).0,
+        &[0x81, 0, 0, 0, 8, 6],
+        &[0, 1, 8, 0, 6, 4, 0, 1],
+        &mac(10).0,
+        &[10, 70, 1, 10],
+        &[0; 6],
+        &[169, 254, 1, 1],
+    ]
+    .concat();
+    assert_eq!(east.one(east.port("a"), plain(&arp)).unwrap().egress, east.port("a"), "the gateway answers");
 }
 
 #[test]

@@ -235,6 +235,27 @@ fn f20_a_partial_inner_checksum_is_noted_at_its_new_place_and_the_outer_one_is_r
     }
 }
 
+#[test]
+fn f20_an_outer_checksum_that_comes_out_as_zero_is_sent_as_all_ones() {
+    let (east, west) = (side(1, Family::V6), side(2, Family::V6));
+    // Without an inner checksum the outer one can be made any number by two bytes of the payload.
+    let mut packet = udp("10.70.1.10", "10.70.2.10", (1, 2), 64);
+    packet[26..28].fill(0);
+    let send = |packet: &[u8], split| {
+        east.one(east.port("a"), frame_in_two(&sent_by(10, packet), split, Offload::NONE)).unwrap()
+    };
+    let sum = |wire: &Out| u16::from_be_bytes([wire.bytes[60], wire.bytes[61]]);
+    packet[28..30].fill(0);
+    let rest = sum(&send(&packet, usize::MAX));
+    packet[28..30].copy_from_slice(&rest.to_be_bytes());
+    for split in [usize::MAX, 60] {
+        let wire = send(&packet, split);
+        assert_eq!(sum(&wire), 0xffff);
+        assert_all_right(&wire);
+        assert_eq!(west.one(Port::Uplink, plain(&wire.bytes)).unwrap().egress, west.port("a"));
+    }
+}
+
 /// A packet with the pseudo header's sum where its checksum was.
 fn with_pseudo(mut packet: Vec<u8>, transport: usize, offset: usize) -> Vec<u8> {
     let len = (packet.len() - transport) as u32;

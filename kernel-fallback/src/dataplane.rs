@@ -24,7 +24,7 @@ use crate::objects::{HOST_LINK, Object, Sysctl, TUNNEL_LINK, UPLINK_LINK, is_pod
 use crate::observe::{self, Link};
 use crate::ruleset::Ruleset;
 use crate::sysctl::Before;
-use crate::{conntrack, pod, removal, shaping, uplink, veth};
+use crate::{conntrack, pod, refused, removal, shaping, uplink, veth};
 
 /// How the kernel path is to be run.
 #[derive(Clone, Debug)]
@@ -66,6 +66,8 @@ pub struct KernelDataplane {
     pub(crate) desired: Option<Desired>,
     pub(crate) reaper: Reaper,
     netns: BTreeMap<EndpointKey, Netns>,
+    /// Malformed packets that the kernel had counted before.
+    malformed_before: u64,
 }
 
 impl KernelDataplane {
@@ -81,6 +83,7 @@ impl KernelDataplane {
             desired: None,
             reaper: Reaper::start()?,
             netns: BTreeMap::new(),
+            malformed_before: refused::malformed(TUNNEL_LINK)?,
         })
     }
 
@@ -284,10 +287,10 @@ impl KernelDataplane {
             let stats = &tunnel.stats;
             counters.tunnel_sent = Count { packets: stats.tx_packets, bytes: stats.tx_bytes };
             counters.tunnel_received = Count { packets: stats.rx_packets, bytes: stats.rx_bytes };
-            if stats.rx_errors > 0 {
-                let count = Count { packets: stats.rx_errors, bytes: 0 };
-                counters.drops.insert(DropReason::KernelMalformed, count);
-            }
+            // IPv6's count began anew if the device was made anew.
+            let malformed = refused::malformed(TUNNEL_LINK)?.saturating_sub(self.malformed_before);
+            drop_more(&mut counters, DropReason::KernelMalformed, stats.rx_errors + malformed);
+            drop_more(&mut counters, DropReason::NotForUs, stats.rx_otherhost_dropped);
         }
         let limited = self.desired.iter().flat_map(Desired::veths).any(|e| !e.bandwidth.is_none());
         let filters = if limited { shaping::filters(&mut self.netlink)? } else { Vec::new() };
@@ -297,12 +300,11 @@ impl KernelDataplane {
         };
         for endpoint in self.desired.iter().flat_map(Desired::veths) {
             let names = [endpoint.key.link_name(), endpoint.key.limit_name()];
-            let packets = names.iter().map(held_back).sum();
-            if packets > 0 && !endpoint.bandwidth.is_none() {
-                let of_all = counters.drops.entry(DropReason::RateLimited).or_default();
-                *of_all += Count { packets, bytes: 0 };
+            if !endpoint.bandwidth.is_none() {
+                drop_more(&mut counters, DropReason::RateLimited, names.iter().map(held_back).sum());
             }
             if let Some(link) = links.get(endpoint.key.link_name().as_str()) {
+                drop_more(&mut counters, DropReason::NotForUs, link.stats.rx_otherhost_dropped);
                 let from_pod = Count { packets: link.stats.rx_packets, bytes: link.stats.rx_bytes };
                 let to_pod = Count { packets: link.stats.tx_packets, bytes: link.stats.tx_bytes };
                 let drops = BTreeMap::new();
@@ -310,6 +312,13 @@ impl KernelDataplane {
             }
         }
         Ok(counters)
+    }
+}
+
+/// Adds what the kernel has dropped outside of our chains, where it counts no bytes.
+fn drop_more(counters: &mut Counters, reason: DropReason, packets: u64) {
+    if packets > 0 {
+        *counters.drops.entry(reason).or_default() += Count { packets, bytes: 0 };
     }
 }
 

@@ -23,6 +23,7 @@ mod nft;
 mod objects;
 mod observe;
 pub mod pod;
+mod refused;
 mod removal;
 mod ruleset;
 mod shaping;

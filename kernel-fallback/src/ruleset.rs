@@ -189,7 +189,28 @@ impl Ruleset {
  }}
 "
         );
-        hooks + &self.outer() + &self.inner()
+        hooks + &self.outer() + &self.inner() + &self.departing()
+    }
+
+    /// What the tunnel device sends. It hides the mark "congested" from the outer header (RFC 3168 §9.1.1), where RFC 6040
+    /// §4.1 has it copied.
+    fn departing(&self) -> String {
+        let (port, vni) = (self.port, self.vni);
+        let outer = match self.underlay {
+            Family::V4 => "ip",
+            Family::V6 => "ip6",
+        };
+        format!(
+            " chain departing {{
+  type filter hook output priority 0; policy accept;
+  udp dport {port} @th,96,24 {vni} jump congested
+ }}
+ chain congested {{
+  @th,224,16 0x0800 @th,254,2 3 {outer} ecn set ce
+  @th,224,16 0x86dd @th,250,2 3 {outer} ecn set ce
+ }}
+"
+        )
     }
 
     /// Outer headers and the VXLAN header.
@@ -202,6 +223,8 @@ impl Ruleset {
         let (malformed, no_flag) = (refuse(DropReason::Malformed), refuse(DropReason::VxlanWithoutVni));
         let (sender, checksum) = (refuse(DropReason::UnknownSender), refuse(DropReason::OuterChecksum));
         let not_ip = refuse(DropReason::InnerNotIp);
+        // Connection tracking has found lengths that contradict each other, or a wrong checksum: it does not tell which.
+        let refused = refuse(DropReason::KernelMalformed);
         // A network identifier that is nobody's here is counted and left to the kernel, which drops it: a device that was
         // moved to another namespace keeps its socket in this one and cannot be seen from here.
         let no_tunnel = DropReason::NoSuchTunnel;
@@ -214,6 +237,7 @@ impl Ruleset {
   meta nfproto {other} {sender}
   {outer} saddr != @senders {sender}
   udp length < 30 {malformed}
+  ct state invalid {refused}
   meta nfproto ipv6 udp checksum 0 {checksum}
   @th,224,16 vmap {{ 0x0800 : goto inner4, 0x86dd : goto inner6, 0x8100 : goto inner_vlan, 0x88a8 : goto inner_vlan }}
   {not_ip}

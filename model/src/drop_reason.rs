@@ -34,7 +34,7 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// A header is cut short or contradicts the bytes that are there.
     Malformed = "malformed",
-    /// The kernel refused a tunnel frame without a reason of its own.
+    /// The kernel refused a tunnel frame, or an IPv4 packet of any link, without a reason of ours: lengths or checksums are wrong.
     KernelMalformed = "kernel-malformed",
     /// A VXLAN header without the I flag (RFC 7348 §5).
     VxlanWithoutVni = "vxlan-without-vni",

@@ -25,6 +25,7 @@ mod matrix {
     pub mod stage;
     pub mod throughput;
     pub mod traces;
+    pub mod tunnel;
     pub mod verbs;
 }
 
@@ -37,7 +38,7 @@ use libtest_mimic::{Arguments, Trial};
 use matrix::stage::{Matrix, Story};
 use matrix::{
     addresses, bad_input, capabilities, change, check, connections, ethdev, fastpath, fault, foreign, hosts,
-    killed, means, neighbours, reach, recovery, sizes, spoof, throughput, traces, verbs,
+    killed, means, neighbours, reach, recovery, sizes, spoof, throughput, traces, tunnel, verbs,
 };
 
 /// The data paths that every story is told over.
@@ -59,6 +60,7 @@ const FAMILIES: &[(&str, &[(&str, Story)])] = &[
     ("recovery", recovery::STORIES),
     ("foreign", foreign::STORIES),
     ("spoof", spoof::STORIES),
+    ("tunnel", tunnel::STORIES),
     ("bad_input", bad_input::STORIES),
     ("capabilities", capabilities::STORIES),
 ];

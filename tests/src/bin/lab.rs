@@ -47,9 +47,9 @@ enum Verb {
         /// bridge, or userspace: a switch that `lab wire` can spoil.
         #[arg(long, default_value_t = WireKind::Bridge)]
         wire: WireKind,
-        /// both, or v6: tunnels over IPv6.
-        #[arg(long, default_value_t = Underlay::Both)]
-        underlay: Underlay,
+        /// Nodes know each other by their IPv6 addresses alone, so that tunnels go over IPv6.
+        #[arg(long)]
+        ipv6_underlay: bool,
         /// The MTU of the wire.
         #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u16).range(1280..=9216))]
         mtu: u16,
@@ -157,7 +157,8 @@ fn main() -> ExitCode {
 fn carry_out(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments { name, json, verb } = arguments;
     match verb {
-        Verb::Up { nodes, clusters, datapath, wire, underlay, mtu, config, fastpath } => {
+        Verb::Up { nodes, clusters, datapath, wire, ipv6_underlay, mtu, config, fastpath } => {
+            let underlay = if ipv6_underlay { Underlay::V6 } else { Underlay::Both };
             let mut spec =
                 LabSpec { nodes, clusters, datapath, wire, underlay, mtu, config, ..LabSpec::named(name) };
             let options = fastpath.iter().flat_map(|options| options.split_whitespace());

@@ -5,13 +5,14 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use causeway_model::{DropReason, Family};
 use causeway_tests::capture::Capture;
-use causeway_tests::lab::{Lab, Node, Pod, PodSpec, Role};
+use causeway_tests::lab::{Lab, Node, Pod, PodSpec, Role, Underlay};
 use causeway_tests::traffic::bulk;
 
 use super::stage::{Matrix, Story, within};
 
 pub const STORIES: &[(&str, Story)] = &[
     ("af_packet_carries_what_the_kernel_carries", af_packet_carries_what_the_kernel_carries),
+    ("it_carries_them_over_ipv6_too", it_carries_them_over_ipv6_too),
     ("the_kernel_does_not_answer_beside_it", the_kernel_does_not_answer_beside_it),
     ("it_comes_back_with_the_fast_path", it_comes_back_with_the_fast_path),
     ("an_uplink_that_is_not_there_is_said", an_uplink_that_is_not_there_is_said),
@@ -23,8 +24,9 @@ const SOON: Duration = Duration::from_secs(6);
 
 /// A lab whose fast nodes read their uplink with AF_PACKET, and a wire on which frames are what they will be on a real one:
 /// AF_PACKET hands over neither the news of an open checksum nor frames longer than its slots.
-fn lab(matrix: &Matrix) -> anyhow::Result<Lab> {
-    let lab = matrix.lab(|spec| spec.config = vec![format!("fastpath_uplink: {DEVICE}")])?;
+fn lab(matrix: &Matrix, underlay: Underlay) -> anyhow::Result<Lab> {
+    let config = vec![format!("fastpath_uplink: {DEVICE}")];
+    let lab = matrix.lab(|spec| (spec.underlay, spec.config) = (underlay, config))?;
     for node in lab.nodes()? {
         plain(&node)?;
     }
@@ -46,8 +48,17 @@ fn pods(lab: &Lab) -> anyhow::Result<(Pod, Pod)> {
 }
 
 fn af_packet_carries_what_the_kernel_carries(matrix: &Matrix) -> anyhow::Result<()> {
+    carries(matrix, Underlay::Both)
+}
+
+/// Next hops are neighbours of the other family, and outer checksums are ours to compute.
+fn it_carries_them_over_ipv6_too(matrix: &Matrix) -> anyhow::Result<()> {
+    carries(matrix, Underlay::V6)
+}
+
+fn carries(matrix: &Matrix, underlay: Underlay) -> anyhow::Result<()> {
     let bytes = if matrix.full { 64 << 20 } else { 8 << 20 };
-    let lab = lab(matrix)?;
+    let lab = lab(matrix, underlay)?;
     let ((a, c), n1) = (pods(&lab)?, lab.node("n1")?);
     let status = n1.status()?;
     let said = status.limits.iter().any(|limit| limit.contains("net_af_packet0 has no descriptor"));
@@ -68,7 +79,7 @@ fn af_packet_carries_what_the_kernel_carries(matrix: &Matrix) -> anyhow::Result<
 }
 
 fn the_kernel_does_not_answer_beside_it(matrix: &Matrix) -> anyhow::Result<()> {
-    let lab = lab(matrix)?;
+    let lab = lab(matrix, Underlay::Both)?;
     let (a, c) = pods(&lab)?;
     let n1 = lab.node("n1")?;
     let wire = Capture::start(n1.namespace(), "eth0")?;
@@ -95,7 +106,7 @@ fn the_kernel_does_not_answer_beside_it(matrix: &Matrix) -> anyhow::Result<()> {
 }
 
 fn it_comes_back_with_the_fast_path(matrix: &Matrix) -> anyhow::Result<()> {
-    let lab = lab(matrix)?;
+    let lab = lab(matrix, Underlay::Both)?;
     let (a, c) = pods(&lab)?;
     let there = || Family::BOTH.iter().all(|family| a.ping(c.address(*family)));
     ensure!(within(SOON, there), "no ping");

@@ -27,6 +27,7 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("gateway-elsewhere", "neighbours"),
     ("delete-forgotten", "killed"),
     ("stranger-known", "spoof"),
+    ("marks-lost", "tunnel"),
     ("config-good", "bad_input"),
     ("port-unmapped", "capabilities"),
     ("limit-missing", "capabilities"),

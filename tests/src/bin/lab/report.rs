@@ -31,9 +31,10 @@ pub fn labs(labs: &[Lab], json: bool) -> anyhow::Result<()> {
     }
     for lab in &all {
         println!(
-            "lab {}: {} wire, datapath {}, manifests in {}",
+            "lab {}: {} wire, underlay {}, datapath {}, manifests in {}",
             text(&lab["name"]),
             text(&lab["wire"]),
+            text(&lab["underlay"]),
             text(&lab["datapath"]),
             text(&lab["manifests"])
         );
@@ -66,6 +67,7 @@ fn describe(lab: &Lab) -> Result<Value, LabError> {
     Ok(json!({
         "name": lab.name(),
         "wire": record.spec.wire,
+        "underlay": record.spec.underlay,
         "datapath": record.spec.datapath,
         "directory": lab.directory(),
         "manifests": lab.directory().join("manifests"),

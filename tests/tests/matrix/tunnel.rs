@@ -1,0 +1,36 @@
+//! The tunnel to the letter, packet for packet: the field log's cases F17 to F24 over both underlays.
+
+mod inward;
+mod outward;
+mod packets;
+
+use super::stage::{Matrix, Story};
+
+pub const STORIES: &[(&str, Story)] = &[
+    ("what_comes_out_is_as_the_standards_say", inward::over_ipv4),
+    ("what_comes_out_is_so_over_ipv6_too", inward::over_ipv6),
+    ("what_goes_in_is_as_the_standards_say", outward::over_ipv4),
+    ("what_goes_in_is_so_over_ipv6_too", outward::over_ipv6),
+    ("another_tunnel_of_the_node_goes_on", inward::another_tunnel_of_the_node_goes_on),
+];
+
+/// The network identifier that these labs are configured with.
+const VNI: u32 = 4096;
+/// The tunnel's header with that identifier, as it is sent.
+const HEADER: [u8; 8] = [8, 0, 0, 0, 0, 0x10, 0, 0];
+/// The port of the tunnel.
+const TUNNEL: u16 = 4789;
+
+/// What every agent is told of it.
+fn configured() -> Vec<String> {
+    vec![format!("vni: {VNI}")]
+}
+
+/// Takes the congestion marks off everything that comes to a node by its uplink.
+fn lose_marks(matrix: &Matrix, node: &causeway_tests::lab::Node) -> anyhow::Result<()> {
+    let table = b"table netdev fault { chain in { type filter hook ingress device \"eth0\" priority -500; \
+                  udp dport 4789 ip ecn set not-ect; udp dport 4789 ip6 ecn set not-ect; }\n}\n";
+    let nft = || node.namespace().stdout(&mut causeway_tests::command::parse("nft -f -"), table);
+    matrix.sabotage("marks-lost", nft).transpose()?;
+    Ok(())
+}
