@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use causeway_datapath::{Links, NextHop, Port, Slots, Tracking, World};
 use causeway_model::fastpath::{
-    Answer, ConnectionFigures, Device, Hello, MAX_QUEUES, Memory, Order, Outcome, PortName, Tally, Tap, Task,
+    Answer, ConnectionFigures, Device, Heard, Hello, MAX_QUEUES, Memory, Outcome, PortName, Tally, Tap, Task,
     VERSION, WorkerDrops,
 };
 use causeway_model::{Delta, EndpointCounters, EndpointKey, MacAddr, Snapshot};
@@ -92,9 +92,10 @@ impl Control {
         channel.send(&self.hello(), &[], PATIENCE)?;
         *pause = RETRY.0;
         loop {
-            let (order, queues) = channel.receive::<Order>(None)?;
-            let shown = self.descriptors_of(&order.what);
-            let what = self.carry_out(order.what, queues).unwrap_or_else(Outcome::Failed);
+            let (order, queues) = channel.receive::<Heard>(None)?;
+            let shown = order.what.as_ref().ok().and_then(|task| self.descriptors_of(task));
+            let what = order.what.and_then(|task| self.carry_out(task, queues));
+            let what = what.unwrap_or_else(Outcome::Failed);
             let beside = shown.as_ref().map(|tap| tap.queues.iter().map(AsFd::as_fd).collect::<Vec<_>>());
             channel.send(&Answer { number: order.number, what }, &beside.unwrap_or_default(), PATIENCE)?;
         }

@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::drop_reason::by_reason;
 use crate::{Delta, DropReason, Endpoint, EndpointKey, Snapshot};
 
 /// Packets and their bytes.
@@ -31,7 +32,7 @@ pub struct EndpointCounters {
     /// What was delivered to the pod.
     pub to_pod: Count,
     /// What was dropped on its way from or to this pod, where the data path can tell.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "by_reason")]
     pub drops: BTreeMap<DropReason, Count>,
 }
 

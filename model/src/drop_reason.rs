@@ -1,31 +1,45 @@
+use std::collections::BTreeMap;
 use std::fmt;
 
 use causeway_wire::Malformed;
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
+
+use crate::Count;
 
 // One list from which index, label and help are made, so that none of the three can be forgotten or disagree.
 macro_rules! drop_reasons {
-    ($($(#[doc = $help:literal])+ $variant:ident = $label:literal,)+) => {
+    (
+        $($(#[doc = $help:literal])+ $variant:ident = $label:literal,)+
+        else
+        #[doc = $other_help:literal] $other:ident = $other_label:literal
+    ) => {
         /// Why a packet was dropped: the index is its counter, the label its metric label, the doc line the operator's help text.
         /// Both data paths use the same names.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[repr(u8)]
         pub enum DropReason {
             $($(#[doc = $help])+ #[serde(rename = $label)] $variant,)+
+            #[doc = $other_help]
+            #[serde(rename = $other_label, other)]
+            $other,
         }
 
         impl DropReason {
             /// Every reason, in the order of their indexes.
-            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant,)+];
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant,)+ DropReason::$other];
 
             /// The name in metrics, status and nft counters.
             pub const fn label(self) -> &'static str {
-                match self { $(DropReason::$variant => $label,)+ }
+                match self { $(DropReason::$variant => $label,)+ DropReason::$other => $other_label }
             }
 
             /// One sentence for an operator.
             pub const fn help(self) -> &'static str {
-                match self { $(DropReason::$variant => concat!($($help,)+).trim_ascii(),)+ }
+                match self {
+                    $(DropReason::$variant => concat!($($help,)+).trim_ascii(),)+
+                    DropReason::$other => $other_help.trim_ascii(),
+                }
             }
         }
     };
@@ -94,6 +108,9 @@ drop_reasons! {
     PortDown = "port-down",
     /// More than the pod's bandwidth limit lets through (capability `bandwidth`).
     RateLimited = "rate-limited",
+    else
+    /// Dropped by a newer release for a reason that this one has no name for.
+    Other = "other"
 }
 
 impl DropReason {
@@ -104,6 +121,29 @@ impl DropReason {
     pub const fn index(self) -> usize {
         self as usize
     }
+}
+
+/// Reads counts by reason. What another release counts under several names that are unknown here is one sum.
+pub(crate) fn by_reason<'de, D: Deserializer<'de>>(
+    input: D,
+) -> Result<BTreeMap<DropReason, Count>, D::Error> {
+    struct ByReason;
+    impl<'de> Visitor<'de> for ByReason {
+        type Value = BTreeMap<DropReason, Count>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("counts by reason")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut counts = BTreeMap::new();
+            while let Some((reason, count)) = map.next_entry::<DropReason, Count>()? {
+                *counts.entry(reason).or_default() += count;
+            }
+            Ok(counts)
+        }
+    }
+    input.deserialize_map(ByReason)
 }
 
 impl From<Malformed> for DropReason {

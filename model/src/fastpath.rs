@@ -6,7 +6,9 @@
 //!
 //! A record is JSON, cut into [`chunks`] of at most 64 KiB: one datagram each, whose first byte says whether more follow.
 //! The descriptors of one port ride beside the first chunk of the record that names it (SCM_RIGHTS).
-//! Unknown fields are ignored and new ones have defaults, so that sides one version apart understand each other.
+//! Unknown fields are ignored and new ones have defaults, so that sides one version apart understand each other; an order that is
+//! unknown as a whole is answered with a refusal ([`Heard`]). A field that closes something must not be ignored: with it
+//! [`VERSION`] rises.
 
 use std::net::IpAddr;
 
@@ -114,6 +116,29 @@ pub struct Order {
     pub number: u64,
     /// What to do.
     pub what: Task,
+}
+
+/// An order as it is heard: one that a newer agent gives and nobody here can read is known by its number, and can be answered.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "Loose")]
+pub struct Heard {
+    /// Its number.
+    pub number: u64,
+    /// What to do, or why that cannot be read.
+    pub what: Result<Task, String>,
+}
+
+#[derive(Deserialize)]
+struct Loose {
+    number: u64,
+    what: serde_json::Value,
+}
+
+impl From<Loose> for Heard {
+    fn from(Loose { number, what }: Loose) -> Self {
+        let what = Task::deserialize(what).map_err(|error| format!("unreadable order: {error}"));
+        Self { number, what }
+    }
 }
 
 /// What the agent can order.

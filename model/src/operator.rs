@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::drop_reason::by_reason;
 use crate::fastpath::Memory;
 use crate::{
     ClusterName, Count, DropReason, Endpoint, EndpointCounters, MacAddr, NodeId, Path, TunnelOwner, Vni,
@@ -37,6 +38,7 @@ pub struct Status {
     /// Tunnel frames received.
     pub tunnel_received: Count,
     /// Drops by reason; reasons that never occurred are left out.
+    #[serde(deserialize_with = "by_reason")]
     pub drops: BTreeMap<DropReason, Count>,
     /// Where desired state comes from, and how fresh it is.
     pub source: SourceStatus,
