@@ -2,22 +2,22 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use causeway_model::plugin::{Failure, Reply, Request, Verb};
 use causeway_model::{FrameError, read_frame, write_frame};
 use causeway_socket::{SocketError, make_way};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::caller::Caller;
 use crate::descriptors::receive;
 use crate::error::{Error, chain};
 
@@ -34,9 +34,8 @@ fn work(verb: Verb) -> Duration {
     })
 }
 
-/// What answers requests, with the descriptor that came along and the process that asks, where it can be seen from here. It
-/// runs on a thread where it may block, and need not begin after the instant it is given.
-pub(crate) type Handler = dyn Fn(&Request, Option<OwnedFd>, Option<i32>, Instant) -> Reply + Send + Sync;
+/// What answers requests, with the descriptor that came along, for whoever asks. It runs on a thread where it may block.
+pub(crate) type Handler = dyn Fn(&Request, Option<OwnedFd>, &Caller) -> Reply + Send + Sync;
 
 /// Listens at a path, for root only; what is dead there is replaced, what lives there is an error.
 pub(crate) fn listen(path: &Path) -> Result<UnixListener, Error> {
@@ -105,14 +104,11 @@ async fn answer(mut stream: UnixStream, handler: Arc<Handler>) -> Result<(), Fra
         }
         Err(error) => return Err(error),
     };
-    // While we stood still it may have been given up, and what it asked for been taken back by a tombstone.
-    if has_gone(&stream)? {
-        return Err(refused(format!("{}: whoever asked has gone", request.key)));
-    }
     let key = request.key.clone();
     let limit = work(request.verb);
-    let until = Instant::now() + limit;
-    let work = tokio::task::spawn_blocking(move || handler(&request, descriptor, pid, until));
+    // While we stood still it may have been given up, and what it asked for been taken back by a tombstone: the handler looks.
+    let caller = Caller::new(Some(stream.as_fd().try_clone_to_owned()?), pid, limit);
+    let work = tokio::task::spawn_blocking(move || handler(&request, descriptor, &caller));
     let reply = match timeout(limit, work).await {
         Ok(Ok(reply)) => reply,
         Ok(Err(panic)) => {
@@ -124,13 +120,6 @@ async fn answer(mut stream: UnixStream, handler: Arc<Handler>) -> Result<(), Fra
         }
     };
     say(&mut stream, &reply).await
-}
-
-/// Whether the other side has closed.
-fn has_gone(stream: &UnixStream) -> io::Result<bool> {
-    let mut looked = [PollFd::new(stream, PollFlags::RDHUP)];
-    poll(&mut looked, Some(&Timespec::default()))?;
-    Ok(looked[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP))
 }
 
 /// Reads one request and the descriptor beside its first byte.

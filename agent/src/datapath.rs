@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use causeway_kernel_fallback::KernelDataplane;
+use causeway_kernel_fallback::{KernelDataplane, Sight, Survey};
 use causeway_model::operator::FastpathStatus;
 use causeway_model::{
     Counters, Dataplane, DataplaneError, Endpoint, EndpointKey, Path, PortKind, TunnelOwner, Update,
@@ -88,6 +88,16 @@ pub(crate) trait Driver: Dataplane {
         Vec::new()
     }
 
+    /// What a look at the node shall see that holds nobody up; none where mending looks by itself.
+    fn survey(&mut self) -> Option<Survey> {
+        None
+    }
+
+    /// Mends, after such a look where there was one; returns what was mended, in words.
+    fn mend_seen(&mut self, _sight: Option<&Sight>) -> Result<Vec<String>, DataplaneError> {
+        self.mend()
+    }
+
     /// Tells where an endpoint of before a restart lives, so that its link can be made again when somebody deletes it.
     fn remember(&mut self, _endpoint: &EndpointKey, _netns: &Netns) {}
 }
@@ -95,6 +105,17 @@ pub(crate) trait Driver: Dataplane {
 impl Driver for KernelDataplane {
     fn limits(&self) -> Vec<String> {
         Self::limits(self)
+    }
+
+    fn survey(&mut self) -> Option<Survey> {
+        Self::survey(self)
+    }
+
+    fn mend_seen(&mut self, sight: Option<&Sight>) -> Result<Vec<String>, DataplaneError> {
+        match sight {
+            Some(sight) => Ok(Self::mend_seen(self, sight)?),
+            None => self.mend(),
+        }
     }
 
     fn remember(&mut self, endpoint: &EndpointKey, netns: &Netns) {
@@ -158,6 +179,16 @@ impl Driver for Drivers {
         self.each().flat_map(|driver| driver.ailments(new)).collect()
     }
 
+    fn survey(&mut self) -> Option<Survey> {
+        self.kernel.survey()
+    }
+
+    fn mend_seen(&mut self, sight: Option<&Sight>) -> Result<Vec<String>, DataplaneError> {
+        let mut mended = Vec::new();
+        all(self.each().map(|driver| driver.mend_seen(sight).map(|repairs| mended.extend(repairs))))?;
+        Ok(mended)
+    }
+
     fn remember(&mut self, endpoint: &EndpointKey, netns: &Netns) {
         self.each().for_each(|driver| driver.remember(endpoint, netns));
     }
@@ -187,9 +218,7 @@ impl Dataplane for Drivers {
     }
 
     fn mend(&mut self) -> Result<Vec<String>, DataplaneError> {
-        let mut mended = Vec::new();
-        all(self.each().map(|driver| driver.mend().map(|repairs| mended.extend(repairs))))?;
-        Ok(mended)
+        self.mend_seen(None)
     }
 
     fn counters(&mut self) -> Result<Counters, DataplaneError> {

@@ -33,6 +33,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
+use causeway_kernel_fallback::{Sight, Survey};
 use causeway_model::{Dataplane, DataplaneError, Delta, EndpointKey, Snapshot, Update};
 
 use crate::config::Config;
@@ -52,7 +53,7 @@ const SHOWN_REPAIRS: usize = 10;
 const MENDING: &str = "mending the data path";
 
 /// Reads the interfaces of this machine.
-pub(crate) type LinkReader = dyn FnMut() -> Result<Vec<Link>, String> + Send;
+pub(crate) type LinkReader = dyn Fn() -> Result<Vec<Link>, String> + Send + Sync;
 
 /// What an engine is made of.
 pub(crate) struct Parts {
@@ -69,7 +70,7 @@ pub(crate) struct Parts {
     /// Which of them new endpoints get.
     pub choice: PathChoice,
     /// The interfaces of this machine.
-    pub links: Box<LinkReader>,
+    pub links: Arc<LinkReader>,
     /// The machine itself.
     pub machine: Machine,
 }
@@ -132,6 +133,7 @@ impl Engine {
 
     /// Takes up news of the world, or that there is none to be had.
     pub(crate) fn hear(&self, news: Result<Arc<World>, String>) {
+        let links = self.read_links();
         let mut core = self.lock();
         match news {
             Ok(world) => {
@@ -146,23 +148,37 @@ impl Engine {
             }
             Err(trouble) => core.note("reading the source", Err(trouble)),
         }
-        core.settle();
+        core.settle(links);
         self.changed.notify_all();
     }
 
     /// Looks whether everything is as it should be, and makes it so.
     pub(crate) fn mend(&self) {
+        let links = self.read_links();
+        let survey = {
+            let mut core = self.lock();
+            core.replay_tombstones();
+            core.settle(links);
+            // From a container with processes of its own, an empty namespace would look like an abandoned one.
+            if self.sees_runtime.load(Relaxed) {
+                core.collect_leaks(Instant::now());
+            }
+            core.parts.drivers.survey()
+        };
+        self.changed.notify_all();
+        // What costs as much as there are endpoints is done while nobody waits for it.
+        let sight = survey.map(Survey::look).transpose();
         let mut core = self.lock();
-        core.replay_tombstones();
-        core.settle();
-        // From a container with processes of its own, an empty namespace would look like an abandoned one.
-        if self.sees_runtime.load(Relaxed) {
-            core.collect_leaks(Instant::now());
-        }
         if core.in_force {
-            core.mend();
+            core.mend(sight.map_err(DataplaneError::from));
         }
         self.changed.notify_all();
+    }
+
+    /// Reads the interfaces of this machine, while others work.
+    fn read_links(&self) -> Result<Vec<Link>, String> {
+        let read = Arc::clone(&self.lock().parts.links);
+        read()
     }
 
     /// Notes who called: the kernel gives no number to a process that is out of sight.
@@ -178,9 +194,8 @@ impl Engine {
 
 impl Core {
     /// Works out the desired state and tells the drivers what is new in it.
-    fn settle(&mut self) {
+    fn settle(&mut self, links: Result<Vec<Link>, String>) {
         let Some(world) = self.world.clone() else { return };
-        let links = (self.parts.links)();
         self.note("reading the interfaces of this machine", links.as_ref().map(|_| ()).map_err(Clone::clone));
         let Ok(links) = links else { return };
         let Desired { ready, problems } = desired(&Given {
@@ -235,8 +250,9 @@ impl Core {
         done
     }
 
-    fn mend(&mut self) {
-        let mended = self.parts.drivers.mend();
+    /// Mends what was seen to be wrong.
+    fn mend(&mut self, sight: Result<Option<Sight>, DataplaneError>) {
+        let mended = sight.and_then(|sight| self.parts.drivers.mend_seen(sight.as_ref()));
         self.note(MENDING, mended.as_ref().map(|_| ()).map_err(|error| chain(error)));
         mended.unwrap_or_default().into_iter().for_each(|repair| self.mended(repair));
     }

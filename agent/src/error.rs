@@ -135,6 +135,9 @@ pub enum Error {
     /// Others took the time this would have needed.
     #[error("the agent is busy, and nobody waits for this any more")]
     Busy,
+    /// Whoever asked has gone: what it asked for may have been taken back by now.
+    #[error("whoever asked has gone")]
+    CallerGone,
     /// A plugin of another release.
     #[error("the plugin speaks version {0} of the agent's protocol, this agent {version}; install both from one release", version = causeway_model::plugin::VERSION)]
     Protocol(u32),
@@ -175,6 +178,7 @@ impl Error {
             | Self::NotServing(_)
             | Self::NotReady(_)
             | Self::Busy
+            | Self::CallerGone
             | Self::FastPathSocket(_)
             // A data path that is away comes back.
             | Self::Dataplane(DataplaneError::Unavailable(_)) => Failure::TRY_AGAIN,

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod api;
+mod caller;
 mod claim;
 mod cni_server;
 pub mod config;

@@ -203,7 +203,7 @@ fn parts(
         store,
         drivers: Drivers { kernel, fast: fast.map(|fast| Box::new(fast) as Box<dyn Driver>) },
         choice,
-        links: Box::new(read_links),
+        links: Arc::new(read_links),
         machine: Machine::look()?,
     })
 }
@@ -220,10 +220,10 @@ fn read_links() -> Result<Vec<Link>, String> {
 }
 
 fn handler(engine: Arc<Engine>, meter: CniMeter) -> Arc<Handler> {
-    Arc::new(move |request: &Request, netns, caller, until| {
+    Arc::new(move |request: &Request, netns, caller| {
         let began = Instant::now();
-        engine.meet(caller);
-        let reply = engine.answer(request, netns, until);
+        engine.meet(caller.pid);
+        let reply = engine.answer(request, netns, caller);
         meter.count(request.verb, &reply, began.elapsed());
         reply
     })

@@ -47,7 +47,7 @@ pub struct Limits {
     pub connect: Duration,
     /// For the agent's answer to ADD.
     pub add: Duration,
-    /// For the agent's answer to DEL; then the deletion is left as a tombstone.
+    /// For the agent's answer to DEL; then the deletion is left as a tombstone, as it is when the agent has no time.
     pub del: Duration,
     /// For a plugin that gives the addresses.
     pub ipam: Duration,
@@ -241,6 +241,10 @@ fn detach(parameters: &Parameters, config: &Config, limits: &Limits) -> Result<(
     let request = request(Verb::Del, parameters, config);
     match agent::ask(&config.socket, &request, namespace.as_ref(), limits.connect, limits.del) {
         Ok(Reply::Done) => Ok(()),
+        // It has no time for it now, and a deletion waits for nobody.
+        Ok(Reply::Failed(failure)) if failure.code == Failure::TRY_AGAIN => {
+            bury(&request, config, &format_args!("said {}", failure.msg))
+        }
         Ok(Reply::Failed(failure)) => Err(Error::Agent(failure)),
         Ok(Reply::Attached(_)) => bury(&request, config, &Unanswered::Beside),
         Err(unanswered) => bury(&request, config, &unanswered),
@@ -257,13 +261,10 @@ fn pod_namespace(path: &str) -> Option<Namespace> {
         .ok()
 }
 
-fn bury(request: &Request, config: &Config, unanswered: &Unanswered) -> Result<(), Error> {
+fn bury(request: &Request, config: &Config, why: &dyn std::fmt::Display) -> Result<(), Error> {
     let path = tombstone::leave(&config.tombstones, &request.key)?;
     let (socket, key) = (config.socket.display(), &request.key);
-    log(format_args!(
-        "the agent at {socket} {unanswered}: the deletion of {key} is left in {}",
-        path.display()
-    ));
+    log(format_args!("the agent at {socket} {why}: the deletion of {key} is left in {}", path.display()));
     Ok(())
 }
 

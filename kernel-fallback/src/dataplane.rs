@@ -68,6 +68,8 @@ pub struct KernelDataplane {
     netns: BTreeMap<EndpointKey, Netns>,
     /// Malformed packets that the kernel had counted before.
     malformed_before: u64,
+    /// What was made or taken away since the last survey began.
+    pub(crate) changed: Vec<Object>,
 }
 
 impl KernelDataplane {
@@ -84,6 +86,7 @@ impl KernelDataplane {
             reaper: Reaper::start()?,
             netns: BTreeMap::new(),
             malformed_before: refused::malformed(TUNNEL_LINK)?,
+            changed: Vec::new(),
         })
     }
 
@@ -172,6 +175,7 @@ impl KernelDataplane {
         // Other settings may mean another tunnel device, on which everything hangs: that is a matter for comparison.
         let whole = deltas.iter().any(|delta| matches!(delta, Delta::Settings(_)));
         let change = desired.apply(deltas.iter().cloned());
+        self.changed.extend(change.objects.gone.iter().chain(&change.objects.new).cloned());
         let result =
             if whole { self.reconcile().map(drop) } else { self.issue(&change.objects, &change.elements) };
         if result.is_err() {
@@ -246,6 +250,7 @@ impl KernelDataplane {
                 source: std::io::Error::other("the state does not have it as an endpoint of the kernel path"),
             });
         }
+        self.changed.extend(objects.iter().cloned());
         let made = veth::create(&mut self.netlink, endpoint, netns)?;
         install_all(&mut self.netlink, &objects)?;
         pod::configure(netns, &endpoint.key.interface, endpoint)?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use causeway_model::{
     Delta, Endpoint, Family, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, IpNetwork, Node, Path, PortKind, Settings,
@@ -97,13 +98,14 @@ pub(crate) struct Change {
 pub(crate) struct Desired {
     pub(crate) snapshot: Snapshot,
     pub(crate) facts: Facts,
-    pub(crate) objects: Wanted<Object>,
+    /// Shared with whoever looks at the node meanwhile.
+    pub(crate) objects: Arc<Wanted<Object>>,
     pub(crate) elements: Wanted<Element>,
 }
 
 impl Desired {
     pub(crate) fn new(snapshot: Snapshot, facts: Facts) -> Self {
-        let mut desired = Self { snapshot, facts, objects: Wanted::default(), elements: Wanted::default() };
+        let mut desired = Self { snapshot, facts, objects: Arc::default(), elements: Wanted::default() };
         desired.rebuild();
         desired
     }
@@ -125,7 +127,7 @@ impl Desired {
             let before = self.wishes_about(&delta);
             self.touch(&before, &mut touched);
             for object in &before.objects {
-                self.objects.remove(object);
+                Arc::make_mut(&mut self.objects).remove(object);
             }
             for element in &before.elements {
                 self.elements.remove(element);
@@ -192,7 +194,7 @@ impl Desired {
     }
 
     fn rebuild(&mut self) {
-        self.objects = Wanted::default();
+        self.objects = Arc::default();
         self.elements = Wanted::default();
         let context = Context { settings: &self.snapshot.settings, facts: &self.facts };
         let mut all = vec![context.of_node()];
@@ -204,7 +206,8 @@ impl Desired {
     }
 
     fn take_up(&mut self, wishes: Wishes) {
-        wishes.objects.into_iter().for_each(|object| self.objects.add(object));
+        let objects = Arc::make_mut(&mut self.objects);
+        wishes.objects.into_iter().for_each(|object| objects.add(object));
         wishes.elements.into_iter().for_each(|element| self.elements.add(element));
     }
 

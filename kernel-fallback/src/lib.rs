@@ -27,6 +27,7 @@ mod refused;
 mod removal;
 mod ruleset;
 mod shaping;
+mod survey;
 mod sysctl;
 pub mod uplink;
 mod veth;
@@ -39,6 +40,7 @@ pub use next_hop::next_hops;
 pub use objects::{
     HOST_END_MTU, HOST_LINK, ROUTE_PROTOCOL, ROUTE_TABLE, RULE_PRIORITY, TUNNEL_LINK, UPLINK_LINK, UPLINK_MAC,
 };
+pub use survey::{Sight, Survey};
 
 /// Takes a link away by its name, in the network namespace of this thread; one that is not there is no failure.
 pub fn delete_link(name: &str) -> Result<(), KernelError> {

@@ -1,6 +1,6 @@
 //! Comparing what is there with what shall be, and mending it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use causeway_model::TunnelOwner;
 
@@ -9,9 +9,9 @@ use crate::desired::Desired;
 use crate::error::KernelError;
 use crate::install::{install, remove, remove_link};
 use crate::leaving::is_leaving;
-use crate::objects::{HOST_LINK, LinkState, Object, ObjectId, TUNNEL_LINK, UPLINK_LINK, Vxlan, is_governed};
+use crate::objects::{HOST_LINK, Object, TUNNEL_LINK, UPLINK_LINK, Vxlan};
 use crate::observe::{self, Link};
-use crate::{shaping, sysctl};
+use crate::survey::{Difference, difference};
 
 /// Mending one thing may undo another (a link that gets another address forgets its neighbours): so often, at most,
 /// is looked again.
@@ -20,6 +20,11 @@ const PASSES: usize = 4;
 impl KernelDataplane {
     /// Makes everything what it shall be, touching only what is not. Returns what was mended, in words.
     pub(crate) fn reconcile(&mut self) -> Result<Vec<String>, KernelError> {
+        self.reconcile_from(true)
+    }
+
+    /// The same, without a look at all objects where nothing is `suspicious`.
+    pub(crate) fn reconcile_from(&mut self, mut suspicious: bool) -> Result<Vec<String>, KernelError> {
         let mut mended = Vec::new();
         // Before a state is known nothing is wrong: what is there is what an agent before us left for its pods.
         if self.desired.is_none() {
@@ -27,15 +32,16 @@ impl KernelDataplane {
         }
         for _ in 0..PASSES {
             let before = mended.len();
-            self.pass(&mut mended)?;
+            self.pass(&mut mended, suspicious)?;
             if mended.len() == before {
                 break;
             }
+            suspicious = true;
         }
         Ok(mended)
     }
 
-    fn pass(&mut self, mended: &mut Vec<String>) -> Result<(), KernelError> {
+    fn pass(&mut self, mended: &mut Vec<String>, suspicious: bool) -> Result<(), KernelError> {
         let links = observe::links(&mut self.netlink)?;
         self.look_around(&links);
         if links.keys().any(|name| is_leaving(name)) {
@@ -45,7 +51,8 @@ impl KernelDataplane {
         mended.extend(self.ensure_nft()?);
         mended.extend(self.remove_fast_ports(&links)?);
         let tunnel = self.mend_tunnel(&links).map(|words| mended.extend(words));
-        let rest = [self.plug_again(&links), self.mend_objects(), self.mend_capture()];
+        let objects = |this: &mut Self| if suspicious { this.mend_objects() } else { Ok(Vec::new()) };
+        let rest = [self.plug_again(&links), objects(self), self.mend_capture()];
         let mut errors = Vec::new();
         for part in rest {
             part.map(|words| mended.extend(words)).unwrap_or_else(|error| errors.push(error));
@@ -122,20 +129,8 @@ impl KernelDataplane {
 
     fn mend_objects(&mut self) -> Result<Vec<String>, KernelError> {
         let links = observe::links(&mut self.netlink)?;
-        let mut found = observe::objects(&mut self.netlink, &links, is_governed)?;
         let Some(desired) = &self.desired else { return Ok(Vec::new()) };
-        found.extend(shaping::observe(&mut self.netlink, &links, desired.objects.iter())?);
-        let (mut missing, mut wanted) = (Vec::new(), BTreeMap::new());
-        for object in desired.objects.iter() {
-            wanted.insert(object.id(), object);
-            if !is_right(object, &found, &links)? {
-                missing.push(object.clone());
-            }
-        }
-        let in_the_way = |object: &&Object| {
-            wanted.get(&object.id()).is_none_or(|wanted| object.blocks(wanted)) && is_removable(object)
-        };
-        let surplus: Vec<Object> = found.iter().filter(in_the_way).cloned().collect();
+        let Difference { missing, surplus } = difference(&mut self.netlink, &links, &desired.objects)?;
         let (mut mended, mut errors) = (Vec::new(), Vec::new());
         for object in surplus.iter().rev() {
             match remove(&mut self.netlink, object) {
@@ -144,9 +139,6 @@ impl KernelDataplane {
             }
         }
         for object in &missing {
-            if object.link().is_some_and(|link| !links.contains_key(link)) {
-                continue;
-            }
             match self.make(object) {
                 Ok(()) => mended.push(format!("made {object}")),
                 Err(error) => errors.push(error),
@@ -154,28 +146,4 @@ impl KernelDataplane {
         }
         KernelError::all(errors).map(|()| mended)
     }
-}
-
-fn is_right(
-    object: &Object,
-    found: &BTreeSet<Object>,
-    links: &BTreeMap<String, Link>,
-) -> Result<bool, KernelError> {
-    match object {
-        // The device was made right before.
-        Object::Vxlan(_) => Ok(true),
-        Object::Sysctl(setting) => {
-            let value = sysctl::read(&setting.path)?;
-            Ok(value.is_none_or(|value| value == setting.value))
-        }
-        Object::Link(LinkState { name, mac: None, mtu }) => {
-            Ok(links.get(name).is_some_and(|link| link.up && link.mtu == u32::from(*mtu)))
-        }
-        object => Ok(found.contains(object)),
-    }
-}
-
-/// A link's state cannot be taken away, and a pod's link that no endpoint has is left to whoever removes it: what comes from it is refused.
-fn is_removable(object: &Object) -> bool {
-    !matches!(object.id(), ObjectId::Link(_) | ObjectId::Vxlan | ObjectId::Sysctl(_))
 }

@@ -4,6 +4,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream as Stream;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use causeway_model::EndpointKey;
 use causeway_model::plugin::VERSION;
@@ -45,12 +46,12 @@ fn reply(from: &mut Stream) -> Reply {
 }
 
 /// Says what it got: the container, and what the descriptor is open on.
-fn echo(request: &Request, descriptor: Option<OwnedFd>, caller: Option<i32>, _: Instant) -> Reply {
+fn echo(request: &Request, descriptor: Option<OwnedFd>, caller: &Caller) -> Reply {
     if request.key.container == "panic" {
         panic!("told to");
     }
     // Here the client and the server are one process.
-    assert_eq!(caller.map(i32::cast_unsigned), Some(std::process::id()));
+    assert_eq!(caller.pid.map(i32::cast_unsigned), Some(std::process::id()));
     let text = descriptor.map(|descriptor| {
         let mut text = String::new();
         File::from(descriptor).read_to_string(&mut text).unwrap();
@@ -97,12 +98,12 @@ async fn nobody_is_in_anybodys_way() {
     let waiting = Arc::new(AtomicUsize::new(0));
     let handler = {
         let waiting = waiting.clone();
-        move |request: &Request, descriptor, caller, until| {
+        move |request: &Request, descriptor, caller: &Caller| {
             if request.key.container == "slow" {
                 waiting.fetch_add(1, Ordering::SeqCst);
                 std::thread::sleep(Duration::from_secs(3));
             }
-            echo(request, descriptor, caller, until)
+            echo(request, descriptor, caller)
         }
     };
     with_server(Arc::new(handler), move |path| {
@@ -171,10 +172,10 @@ async fn who_is_being_served_is_served_to_the_end() {
     let begun = Arc::new(tokio::sync::Notify::new());
     let handler = {
         let begun = begun.clone();
-        move |request: &Request, descriptor, caller, until| {
+        move |request: &Request, descriptor, caller: &Caller| {
             begun.notify_one();
             std::thread::sleep(Duration::from_millis(500));
-            echo(request, descriptor, caller, until)
+            echo(request, descriptor, caller)
         }
     };
     let server = tokio::spawn(serve(listen(&path).unwrap(), path.clone(), Arc::new(handler), stopped));

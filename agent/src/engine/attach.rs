@@ -12,6 +12,7 @@ use causeway_model::{
 
 use super::{Core, Engine};
 use crate::addresses::{Grant, Pool, Wanted};
+use crate::caller::Caller;
 use crate::datapath::{Driver, port_of};
 use crate::error::Error;
 use crate::sources::PodObject;
@@ -21,17 +22,17 @@ use crate::store::{Netns, Record};
 const WAIT: Duration = Duration::from_secs(2);
 
 impl Engine {
-    /// Answers a request. Work that has not begun by `until` is not begun at all: nobody waits for it any more.
-    pub(crate) fn answer(&self, request: &Request, netns: Option<OwnedFd>, until: Instant) -> Reply {
+    /// Answers a request. Work that has not begun when nobody waits for it any more is not begun at all.
+    pub(crate) fn answer(&self, request: &Request, netns: Option<OwnedFd>, caller: &Caller) -> Reply {
         let done = match request.verb {
             _ if !(1..=plugin::VERSION + 1).contains(&request.version) => {
                 Err(Error::Protocol(request.version))
             }
-            Verb::Add => self.serve_add(request, netns, until).map(Reply::Attached),
-            Verb::Del => self.serve_del(&request.key, until).map(|()| Reply::Done),
-            Verb::Check => self.serve_check(request, netns, until).map(|()| Reply::Done),
-            Verb::Gc => self.serve_gc(request, until).map(|()| Reply::Done),
-            Verb::Status => self.serve_status(request, until).map(|()| Reply::Done),
+            Verb::Add => self.serve_add(request, netns, caller).map(Reply::Attached),
+            Verb::Del => self.serve_del(&request.key, caller).map(|()| Reply::Done),
+            Verb::Check => self.serve_check(request, netns, caller).map(|()| Reply::Done),
+            Verb::Gc => self.serve_gc(request, caller).map(|()| Reply::Done),
+            Verb::Status => self.serve_status(request, caller).map(|()| Reply::Done),
         };
         done.unwrap_or_else(|error| {
             let failure = error.failure();
@@ -45,23 +46,23 @@ impl Engine {
         &self,
         request: &Request,
         netns: Option<OwnedFd>,
-        until: Instant,
+        caller: &Caller,
     ) -> Result<Attachment, Error> {
         let mut core = self.lock();
-        in_time(until)?;
+        caller.waits()?;
         let (netns, place) = core.parts.machine.pod_namespace(&request.netns, netns)?;
         core.replay_tombstones();
         core.refuse_repetition(&request.key)?;
         let mut core = self.wait(core, |core| core.missing_for(request))?;
-        in_time(until)?;
+        caller.waits()?;
         core.refuse_repetition(&request.key)?;
         core.trust()?;
         core.attach(request, netns.as_fd(), &place)
     }
 
-    fn serve_del(&self, key: &EndpointKey, until: Instant) -> Result<(), Error> {
+    fn serve_del(&self, key: &EndpointKey, caller: &Caller) -> Result<(), Error> {
         let mut core = self.lock();
-        in_time(until)?;
+        caller.waits()?;
         core.release(key)
     }
 
@@ -85,10 +86,6 @@ impl Engine {
             }
         }
     }
-}
-
-pub(super) fn in_time(until: Instant) -> Result<(), Error> {
-    if Instant::now() < until { Ok(()) } else { Err(Error::Busy) }
 }
 
 impl Core {

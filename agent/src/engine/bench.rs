@@ -8,6 +8,7 @@ use causeway_model::plugin::{self, Attachment, Failure, Reply, Request, Tombston
 use causeway_model::{Counters, Endpoint, PodName};
 
 use super::*;
+use crate::caller::Caller;
 use crate::config::PathWish;
 
 /// What a data path was told, and what it has; fails when told to.
@@ -173,7 +174,7 @@ impl Bench {
             store: Store::open(directory).unwrap(),
             drivers: Drivers { kernel: Box::new(self.dataplane.clone()), fast: None },
             choice: PathChoice::of(PathWish::Auto, PathWish::Auto, Err("this is a test")),
-            links: Box::new(move || Ok(vec![eth0.clone()])),
+            links: Arc::new(move || Ok(vec![eth0.clone()])),
             machine: Machine { boot: self.boot.into(), own: Vec::new() },
         })
     }
@@ -220,13 +221,14 @@ pub(crate) fn netns() -> Option<OwnedFd> {
     Some(File::open("/proc/self/ns/net").unwrap().into())
 }
 
-pub(crate) fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(20)
+/// Somebody who waits for an answer.
+pub(crate) fn soon() -> Caller {
+    Caller::new(None, None, Duration::from_secs(20))
 }
 
 impl Engine {
     pub(crate) fn ask(&self, request: &Request) -> Reply {
-        self.answer(request, netns(), soon())
+        self.answer(request, netns(), &soon())
     }
 
     pub(crate) fn try_add(&self, container: &str) -> Result<Attachment, Failure> {
@@ -247,7 +249,7 @@ impl Engine {
     }
 
     pub(crate) fn del(&self, container: &str) {
-        assert_eq!(self.answer(&request(Verb::Del, container), None, soon()), Reply::Done);
+        assert_eq!(self.answer(&request(Verb::Del, container), None, &soon()), Reply::Done);
     }
 
     pub(crate) fn kept(&self) -> Vec<String> {

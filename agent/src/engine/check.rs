@@ -1,11 +1,10 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
 
 use causeway_model::plugin::{Remembered, Request};
 use causeway_model::{Dataplane, Endpoint};
 
-use super::attach::in_time;
 use super::{Core, Engine};
+use crate::caller::Caller;
 use crate::error::Error;
 use crate::store::Netns;
 
@@ -15,10 +14,10 @@ impl Engine {
         &self,
         request: &Request,
         netns: Option<OwnedFd>,
-        until: Instant,
+        caller: &Caller,
     ) -> Result<(), Error> {
         let mut core = self.lock();
-        in_time(until)?;
+        caller.waits()?;
         let (netns, place) = core.parts.machine.pod_namespace(&request.netns, netns)?;
         core.check(request, netns.as_fd(), &place)
     }

@@ -1,16 +1,15 @@
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 use causeway_model::plugin::Request;
 
 use super::Engine;
-use super::attach::in_time;
+use crate::caller::Caller;
 use crate::error::Error;
 
 impl Engine {
     /// CNI 1.1.0 §2, "GC": releases what the list does not name, of this network alone. Goes on past failures and tells
     /// all of them.
-    pub(super) fn serve_gc(&self, request: &Request, until: Instant) -> Result<(), Error> {
+    pub(super) fn serve_gc(&self, request: &Request, caller: &Caller) -> Result<(), Error> {
         let Some(valid) = &request.valid else {
             let network = &request.key.network;
             return Err(Error::BadRequest(format!(
@@ -20,7 +19,7 @@ impl Engine {
         let valid: BTreeSet<(&str, &str)> =
             valid.iter().map(|one| (one.container.as_str(), one.interface.as_str())).collect();
         let mut core = self.lock();
-        in_time(until)?;
+        caller.waits()?;
         core.replay_tombstones();
         let stale: Vec<_> = core
             .parts
@@ -60,7 +59,7 @@ mod tests {
         let nobody =
             EndpointKey { network: network.into(), container: String::new(), interface: String::new() };
         let valid = valid.map(|valid| valid.iter().map(one).collect());
-        match engine.answer(&Request { key: nobody, valid, ..request(Verb::Gc, "") }, None, soon()) {
+        match engine.answer(&Request { key: nobody, valid, ..request(Verb::Gc, "") }, None, &soon()) {
             Reply::Done => Ok(()),
             Reply::Failed(failure) => Err(failure),
             Reply::Attached(_) => panic!("a collection attaches nothing"),

@@ -43,7 +43,7 @@ impl Bench {
         .unwrap();
         let asked = Request { netns: path.display().to_string(), ..request(Verb::Add, container) };
         let descriptor = namespace.as_fd().try_clone_to_owned().unwrap();
-        let reply = engine.answer(&asked, Some(descriptor), soon());
+        let reply = engine.answer(&asked, Some(descriptor), &soon());
         assert!(matches!(reply, Reply::Attached(_)), "{reply:?}");
         Attached { namespace, path }
     }

@@ -1,12 +1,10 @@
-use std::time::Instant;
-
 use causeway_model::Path;
 use causeway_model::plugin::Request;
 use rustix::fs::statvfs;
 
-use super::attach::in_time;
 use super::{Core, Engine, MENDING};
 use crate::addresses::Wanted;
+use crate::caller::Caller;
 use crate::datapath::Driver;
 use crate::error::{Error, chain};
 
@@ -21,9 +19,9 @@ pub(crate) enum Ailment {
 
 impl Engine {
     /// CNI 1.1.0 §2, "STATUS": nothing, or the reasons for which an ADD would fail.
-    pub(super) fn serve_status(&self, request: &Request, until: Instant) -> Result<(), Error> {
+    pub(super) fn serve_status(&self, request: &Request, caller: &Caller) -> Result<(), Error> {
         let mut core = self.lock();
-        in_time(until)?;
+        caller.waits()?;
         let ailments = core.ailments(request);
         if ailments.is_empty() {
             return Ok(());
@@ -105,13 +103,15 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use causeway_model::plugin::{Failure, Reply, Verb};
 
     use super::*;
     use crate::engine::bench::{Bench, CLUSTER, request, soon, world};
 
     fn status(engine: &Engine) -> Option<(u32, String)> {
-        match engine.answer(&request(Verb::Status, ""), None, soon()) {
+        match engine.answer(&request(Verb::Status, ""), None, &soon()) {
             Reply::Done => None,
             Reply::Failed(Failure { code, msg, .. }) => Some((code, msg)),
             Reply::Attached(_) => panic!("a status attaches nothing"),
@@ -165,15 +165,15 @@ mod tests {
         let there = (engine.lock().parts.links)().unwrap();
         let down: Vec<_> =
             there.iter().cloned().map(|link| crate::desired::Link { up: false, ..link }).collect();
-        engine.lock().parts.links = Box::new(move || Ok(down.clone()));
+        engine.lock().parts.links = Arc::new(move || Ok(down.clone()));
         assert_eq!(status(&engine).unwrap().0, Failure::LIMITED);
-        engine.lock().parts.links = Box::new(|| Ok(Vec::new()));
+        engine.lock().parts.links = Arc::new(|| Ok(Vec::new()));
         let (code, msg) = status(&engine).unwrap();
         assert_eq!((code, msg.contains("eth0")), (Failure::LIMITED, true), "{msg}");
         // The engine has noticed: what it says then is what it waits for.
         engine.hear(Ok(world(&[CLUSTER])));
         assert_eq!(status(&engine).unwrap().0, Failure::LIMITED);
-        engine.lock().parts.links = Box::new(move || Ok(there.clone()));
+        engine.lock().parts.links = Arc::new(move || Ok(there.clone()));
         engine.hear(Ok(world(&[CLUSTER])));
         assert_eq!(status(&engine), None);
     }

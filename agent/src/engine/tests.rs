@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::bench::{Bench, CLUSTER, WEST, key, netns, pod, request, soon, world};
 use super::*;
+use crate::caller::Caller;
 
 #[test]
 fn an_endpoint_is_guarded_before_it_is_plugged_in_and_unplugged_before_it_is_not() {
@@ -103,7 +104,7 @@ fn a_delete_goes_on_past_failures_and_can_be_repeated() {
     let engine = bench.ready();
     engine.add("c1");
     bench.dataplane.log().fail = Some("detach");
-    let Reply::Failed(failure) = engine.answer(&request(Verb::Del, "c1"), None, soon()) else { panic!() };
+    let Reply::Failed(failure) = engine.answer(&request(Verb::Del, "c1"), None, &soon()) else { panic!() };
     assert!(failure.msg.contains("detach was told to fail"), "{}", failure.msg);
     assert_eq!(engine.kept(), Vec::<String>::new(), "the lease is given back all the same");
     bench.dataplane.log().fail = None;
@@ -210,9 +211,9 @@ fn the_nodes_own_namespace_is_refused_before_any_work() {
     assert_eq!(failure.code, Failure::INVALID_ENVIRONMENT);
     assert!(failure.msg.contains("CNI_NETNS") && failure.msg.contains("node's own"), "{}", failure.msg);
     let file = Some(OwnedFd::from(tempfile::tempfile().unwrap()));
-    let Reply::Failed(failure) = engine.answer(&request(Verb::Add, "c1"), file, soon()) else { panic!() };
+    let Reply::Failed(failure) = engine.answer(&request(Verb::Add, "c1"), file, &soon()) else { panic!() };
     assert!(failure.msg.contains("not a network namespace"), "{}", failure.msg);
-    let Reply::Failed(failure) = engine.answer(&request(Verb::Add, "c1"), None, soon()) else { panic!() };
+    let Reply::Failed(failure) = engine.answer(&request(Verb::Add, "c1"), None, &soon()) else { panic!() };
     assert_eq!(failure.code, Failure::INVALID_ENVIRONMENT);
     assert_eq!(bench.dataplane.calls(), Vec::<String>::new());
     assert_eq!(engine.kept(), Vec::<String>::new());
@@ -223,10 +224,14 @@ fn what_nobody_waits_for_any_more_is_not_begun() {
     let bench = Bench::new();
     let engine = bench.ready();
     for verb in [Verb::Add, Verb::Del] {
-        let Reply::Failed(failure) = engine.answer(&request(verb, "c1"), netns(), Instant::now()) else {
-            panic!()
-        };
+        let late = Caller::new(None, None, Duration::ZERO);
+        let Reply::Failed(failure) = engine.answer(&request(verb, "c1"), netns(), &late) else { panic!() };
         assert_eq!(failure.code, Failure::TRY_AGAIN);
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let gone = Caller::new(Some(ours.into()), None, Duration::from_secs(20));
+        drop(theirs);
+        let Reply::Failed(failure) = engine.answer(&request(verb, "c1"), netns(), &gone) else { panic!() };
+        assert!(failure.msg.contains("has gone"), "{}", failure.msg);
     }
     assert_eq!(bench.dataplane.calls(), Vec::<String>::new());
 }

@@ -98,7 +98,8 @@ fn word_of_a_deletion_is_left_for_a_dead_agent() {
 
 #[test]
 fn word_of_a_deletion_is_left_for_an_agent_that_does_not_confirm_it() {
-    for manner in [Manner::Close, Manner::Garbage(b"nonsense".to_vec()), attached()] {
+    let busy = failed(11, "pods/c1/eth0: the agent is busy, no answer within 9s", "");
+    for manner in [Manner::Close, Manner::Garbage(b"nonsense".to_vec()), attached(), busy] {
         let network = Network::new();
         let agent = Agent::serve(&network, manner);
         network.call("DEL").run().silence();

@@ -14,3 +14,5 @@ mod reachability;
 mod refusals;
 #[cfg(test)]
 mod scale;
+#[cfg(test)]
+mod surveys;

@@ -1,7 +1,7 @@
 //! What must not pass: each refusal reaches nobody and is counted under its own name.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -18,10 +18,16 @@ fn dropped(node: &mut LabNode, reason: DropReason) -> u64 {
 fn refused(node: &mut LabNode, reason: DropReason, what: impl FnOnce()) {
     let before = node.on(Dataplane::counters).unwrap().drops;
     what();
-    let after = node.on(Dataplane::counters).unwrap().drops;
-    let risen: Vec<_> =
-        after.iter().filter(|(key, count)| before.get(key) != Some(count)).map(|(key, _)| *key).collect();
-    assert_eq!(risen, [reason]);
+    let mut risen = || -> Vec<_> {
+        let after = node.on(Dataplane::counters).unwrap().drops;
+        after.iter().filter(|(key, count)| before.get(key) != Some(count)).map(|(key, _)| *key).collect()
+    };
+    // What was sent is received by and by.
+    let until = Instant::now() + Duration::from_secs(3);
+    while risen().is_empty() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(risen(), [reason]);
 }
 
 fn send(from: &Namespace, source: IpAddr, to: (IpAddr, u16), bytes: &[u8]) {
@@ -60,7 +66,7 @@ const OURS: [u8; 8] = [8, 0, 0, 0, 0, 0xca, 0x05, 0];
 /// What a pod hears on port 7000.
 fn ear(pod: &LabPod) -> UdpSocket {
     let socket = pod.ns.inside(|| UdpSocket::bind((pod.v4(), 7000))).unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     socket
 }
 
