@@ -2,10 +2,11 @@ use causeway_model::{DropReason, GATEWAY_MAC};
 use causeway_wire::{EtherType, Ethernet, Ipv4, Ipv6};
 
 use crate::bandwidth::limit_receivers;
-use crate::burst::{Kept, Pieces};
+use crate::burst::Kept;
+use crate::datagrams::{self, Hands};
 use crate::packet::{Family, Front, Ip, examine};
 use crate::send::{Hop, send};
-use crate::track::{Tracking, approach, track};
+use crate::track::{approach, track};
 use crate::world::{Owner, World};
 use crate::{Buffer, Burst, Frame, Pool, Port, Worker, gateway};
 
@@ -14,11 +15,11 @@ use crate::{Buffer, Burst, Frame, Pool, Port, Worker, gateway};
 pub fn from_host<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker: &mut Worker<P>, now: u64) {
     approach(burst, 0, worker.tracking.as_ref());
     burst.sift(|frame, pieces| {
-        let Worker { pool, tracking, .. } = worker;
-        let tracking = tracking.as_ref();
+        let Worker { pool, tracking, datagrams, tally, .. } = worker;
+        let hands = Hands { pool, datagrams, pieces, tracking: tracking.as_ref(), tally };
         let verdict = match Family::of(frame.head()) {
-            Some(Family::V4) => forward::<P, Ipv4>(frame, world, (tracking, now), pool, pieces),
-            Some(Family::V6) => forward::<P, Ipv6>(frame, world, (tracking, now), pool, pieces),
+            Some(Family::V4) => forward::<P, Ipv4>(frame, world, now, hands),
+            Some(Family::V6) => forward::<P, Ipv6>(frame, world, now, hands),
             None => Err(without_packet(frame)),
         };
         worker.keeps(verdict, frame, Port::Host, world, now)
@@ -31,9 +32,8 @@ pub fn from_host<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker: &
 fn forward<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
     world: &World,
-    (tracking, now): (Option<&Tracking>, u64),
-    pool: &mut P,
-    pieces: &mut Pieces<P::Buffer>,
+    now: u64,
+    hands: Hands<'_, P>,
 ) -> Result<Kept, DropReason> {
     let (ethernet, _) = Ethernet::split(frame.head())?;
     let to_gateway = ethernet.destination() == GATEWAY_MAC;
@@ -43,8 +43,11 @@ fn forward<P: Pool, I: Ip>(
         return Err(if talk { DropReason::UnansweredNeighbour } else { DropReason::NotForUs });
     }
     route(frame, &front, world)?;
-    track(frame, &front, Port::Host, tracking, world, now)?;
-    send(frame, &front, Hop::Link, world, pool, pieces)
+    if front.is_fragment() {
+        return datagrams::pass(frame, &front, (Port::Host, Hop::Link), (world, now), hands);
+    }
+    track(frame, &front, Port::Host, hands.tracking, world, now)?;
+    send(frame, &front, Hop::Link, world, hands.pool, hands.pieces)
 }
 
 /// Why a frame without an IP packet is dropped.

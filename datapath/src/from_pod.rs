@@ -2,10 +2,11 @@ use causeway_model::{DropReason, GATEWAY_MAC};
 use causeway_wire::{EtherType, Ethernet, IpProtocol, Ipv4, Ipv6, VlanTag};
 
 use crate::bandwidth::{limit_receivers, limit_sender};
-use crate::burst::{Kept, Pieces};
+use crate::burst::Kept;
+use crate::datagrams::{self, Hands};
 use crate::packet::{Family, Front, Ip, Transport, examine};
 use crate::send::{Hop, send};
-use crate::track::{Tracking, approach, track};
+use crate::track::{approach, track};
 use crate::world::{Owner, Pod, World};
 use crate::{Buffer, Burst, Checksum, Frame, Pool, Port, Worker, gateway};
 
@@ -24,17 +25,13 @@ pub fn from_pod<P: Pool>(
     let pod = world.pod(slot);
     approach(burst, 0, worker.tracking.as_ref());
     burst.sift(|frame, pieces| {
-        let Worker { pool, tracking, .. } = worker;
-        let tracking = tracking.as_ref();
+        let Worker { pool, tracking, datagrams, tally, .. } = worker;
+        let hands = Hands { pool, datagrams, pieces, tracking: tracking.as_ref(), tally };
         let family = Family::of(frame.head()).or_else(|| untag(frame));
         let verdict = match (pod, family) {
             (None, _) => Err(DropReason::NoSuchPort),
-            (Some(pod), Some(Family::V4)) => {
-                forward::<P, Ipv4>(frame, (pod, slot), world, (tracking, now), pool, pieces)
-            }
-            (Some(pod), Some(Family::V6)) => {
-                forward::<P, Ipv6>(frame, (pod, slot), world, (tracking, now), pool, pieces)
-            }
+            (Some(pod), Some(Family::V4)) => forward::<P, Ipv4>(frame, (pod, slot), world, now, hands),
+            (Some(pod), Some(Family::V6)) => forward::<P, Ipv6>(frame, (pod, slot), world, now, hands),
             (Some(pod), None) => without_packet(frame, pod, slot),
         };
         worker.keeps(verdict, frame, from, world, now)
@@ -48,9 +45,8 @@ fn forward<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
     (pod, slot): (&Pod, u16),
     world: &World,
-    (tracking, now): (Option<&Tracking>, u64),
-    pool: &mut P,
-    pieces: &mut Pieces<P::Buffer>,
+    now: u64,
+    hands: Hands<'_, P>,
 ) -> Result<Kept, DropReason> {
     let to_gateway = check_macs(frame, pod)?;
     let front = examine::<_, I>(frame)?;
@@ -71,8 +67,11 @@ fn forward<P: Pool, I: Ip>(
         Some(Owner::Gateway) => return gateway::echo(frame, pod, slot),
         receiver => route(frame, &front, receiver, world)?,
     }
-    track(frame, &front, Port::Endpoint(slot), tracking, world, now)?;
-    send(frame, &front, Hop::Router, world, pool, pieces)
+    if front.is_fragment() {
+        return datagrams::pass(frame, &front, (Port::Endpoint(slot), Hop::Router), (world, now), hands);
+    }
+    track(frame, &front, Port::Endpoint(slot), hands.tracking, world, now)?;
+    send(frame, &front, Hop::Router, world, hands.pool, hands.pieces)
 }
 
 /// Whether a frame of the pod's own is for its gateway.

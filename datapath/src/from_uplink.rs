@@ -6,10 +6,11 @@ use causeway_wire::{Ecn, Ethernet, IpProtocol, Ipv4, Ipv6, Udp, Upper, Vxlan};
 use zerocopy::FromBytes;
 
 use crate::bandwidth::limit_receivers;
-use crate::burst::{Kept, Pieces};
+use crate::burst::Kept;
+use crate::datagrams::{self, Hands};
 use crate::packet::{Family, Front, Ip, examine};
 use crate::send::{Hop, send};
-use crate::track::{Tracking, approach, track};
+use crate::track::{approach, track};
 use crate::world::{Owner, World};
 use crate::{Buffer, Burst, Checksum, Frame, Pool, Port, Worker};
 
@@ -19,14 +20,14 @@ pub fn from_uplink<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker:
     let (mut packets, mut bytes) = (0, 0);
     approach(burst, world.outer_len(), worker.tracking.as_ref());
     burst.sift(|frame, pieces| {
-        let Worker { pool, tracking, .. } = worker;
-        let tracking = tracking.as_ref();
+        let Worker { pool, tracking, datagrams, tally, .. } = worker;
+        let hands = Hands { pool, datagrams, pieces, tracking: tracking.as_ref(), tally };
         let len = frame.len() as u64;
         let verdict = open_tunnel(frame, world).and_then(|ecn| {
             (packets, bytes) = (packets + 1, bytes + len);
             match Family::of(frame.head()) {
-                Some(Family::V4) => deliver::<P, Ipv4>(frame, ecn, world, (tracking, now), pool, pieces),
-                Some(Family::V6) => deliver::<P, Ipv6>(frame, ecn, world, (tracking, now), pool, pieces),
+                Some(Family::V4) => deliver::<P, Ipv4>(frame, ecn, world, now, hands),
+                Some(Family::V6) => deliver::<P, Ipv6>(frame, ecn, world, now, hands),
                 None => Err(without_packet(frame)),
             }
         });
@@ -152,9 +153,8 @@ fn deliver<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
     outer: Ecn,
     world: &World,
-    (tracking, now): (Option<&Tracking>, u64),
-    pool: &mut P,
-    pieces: &mut Pieces<P::Buffer>,
+    now: u64,
+    hands: Hands<'_, P>,
 ) -> Result<Kept, DropReason> {
     let (ethernet, _) = Ethernet::split(frame.head())?;
     let for_us = ethernet.destination() == world.vtep_mac;
@@ -170,8 +170,11 @@ fn deliver<P: Pool, I: Ip>(
         leave_tunnel(frame, I::FAMILY, outer)?;
     }
     route(frame, &front, world)?;
-    track(frame, &front, Port::Uplink, tracking, world, now)?;
-    send(frame, &front, Hop::Router, world, pool, pieces)
+    if front.is_fragment() {
+        return datagrams::pass(frame, &front, (Port::Uplink, Hop::Router), (world, now), hands);
+    }
+    track(frame, &front, Port::Uplink, hands.tracking, world, now)?;
+    send(frame, &front, Hop::Router, world, hands.pool, hands.pieces)
 }
 
 /// Why an inner frame without an IP packet is dropped.

@@ -8,6 +8,7 @@
 mod bandwidth;
 mod burst;
 pub mod connection;
+mod datagrams;
 mod egress;
 mod entropy;
 mod errors;

@@ -77,6 +77,14 @@ pub(crate) struct Front<I: Ip> {
     len: usize,
 }
 
+impl<I: Ip> Front<I> {
+    /// A part of a packet, first or not.
+    #[inline(always)]
+    pub(crate) fn is_fragment(&self) -> bool {
+        self.transport.is_some_and(|transport| transport.fragment)
+    }
+}
+
 /// A packet as an error quotes it: its header, and of what is behind it at least the beginning.
 pub(crate) struct Quoted<'a, I: Ip> {
     pub(crate) source: I::Address,

@@ -5,7 +5,7 @@ use std::hint;
 use causeway_model::DropReason;
 use causeway_wire::{Ethernet, IpProtocol, Ipv4, Ports};
 
-use crate::connection::{Class, Connections, Key, Moment, Packet, Timeouts, classify};
+use crate::connection::{Class, Connections, End, Key, Moment, Packet, Place, Standing, Timeouts, classify};
 use crate::packet::{Front, Ip};
 use crate::{Buffer, Burst, Frame, Port, World};
 
@@ -28,8 +28,21 @@ pub(crate) fn track<B: Buffer, I: Ip>(
     world: &World,
     now: u64,
 ) -> Result<(), DropReason> {
+    stand(frame, front, from, tracking, world, now).map(drop)
+}
+
+/// [`track`], and which connection that is, and which of its ends has sent the packet.
+#[inline(always)]
+pub(crate) fn stand<B: Buffer, I: Ip>(
+    frame: &Frame<B>,
+    front: &Front<I>,
+    from: Port,
+    tracking: Option<&Tracking>,
+    world: &World,
+    now: u64,
+) -> Result<Option<(Place, End)>, DropReason> {
     let ((Port::Endpoint(owner), _) | (_, Port::Endpoint(owner))) = (from, frame.egress) else {
-        return Ok(());
+        return Ok(None);
     };
     let may_begin = || {
         let refuses =
@@ -37,7 +50,7 @@ pub(crate) fn track<B: Buffer, I: Ip>(
         if refuses(from) || refuses(frame.egress) { Err(DropReason::DeniedNew) } else { Ok(owner) }
     };
     let (Some(tracking), Some(transport)) = (tracking, front.transport.filter(|t| !t.inside)) else {
-        return may_begin().map(drop);
+        return may_begin().map(|_| None);
     };
     let packet: Packet<'_, I> = Packet {
         source: front.source,
@@ -53,7 +66,11 @@ pub(crate) fn track<B: Buffer, I: Ip>(
         Class::Single => 0,
     };
     let Tracking { connections, timeouts } = tracking;
-    connections.follow(&packet, class, hash, (Moment { nanos: now }, timeouts), may_begin).map(drop)
+    let standing = connections.follow(&packet, class, hash, (Moment { nanos: now }, timeouts), may_begin)?;
+    Ok(match (class, standing) {
+        (Class::Of(_, end), Standing::Begins(place) | Standing::Belongs(place, _)) => Some((place, end)),
+        _ => None,
+    })
 }
 
 /// How many packets a frame stands for.

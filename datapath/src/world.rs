@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use causeway_model::{
     Endpoint, Family, GATEWAY_V4, GATEWAY_V6, MacAddr, Node, NodeId, Overlay, Path, Settings, Snapshot,
@@ -32,6 +33,9 @@ pub enum NextHop {
     /// Each tunnel address to its own; to one that is not in here nothing can be sent.
     Each(BTreeMap<IpAddr, MacAddr>),
 }
+
+/// Numbers worlds, so that what waited in one is not sent by the slots and peers of another.
+static WORLDS: AtomicU64 = AtomicU64::new(0);
 
 /// A state that the tables cannot hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +100,7 @@ pub(crate) enum Templates {
 /// Everything the packet program looks up: built by the control path from a snapshot, never changed, replaced whole.
 #[derive(Clone, Debug)]
 pub struct World {
+    pub(crate) number: u64,
     pub(crate) overlay: Overlay,
     pub(crate) tunnel_address: IpAddr,
     pub(crate) pod_mtu: u16,
@@ -126,6 +131,7 @@ impl World {
         let router_v4 = host(Family::V4).and_then(v4).map_or(GATEWAY_V4, Ipv4Addr::from);
         let router_v6 = host(Family::V6).and_then(v6).map_or(GATEWAY_V6, Ipv6Addr::from);
         Ok(Self {
+            number: WORLDS.fetch_add(1, Ordering::Relaxed),
             overlay: settings.overlay,
             tunnel_address: settings.tunnel_address,
             pod_mtu: settings.pod_mtu,

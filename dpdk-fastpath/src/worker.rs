@@ -10,7 +10,7 @@ use causeway_datapath::{Burst, Capabilities, Port, Tracking, Worker, fit, from_h
 use causeway_model::DropReason;
 use dpdk_sys::Eal;
 use nix::sched::{CpuSet, sched_setaffinity};
-use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::unistd::Pid;
 
 use crate::clock;
@@ -93,7 +93,11 @@ impl Loop {
         let mut idle_since = None;
         loop {
             self.shared.report(self.number, seen);
-            if self.poll(&table) {
+            let busy = self.poll(&table);
+            if self.worker.is_waiting() {
+                self.worker.let_go(clock::now());
+            }
+            if busy {
                 idle_since = None;
             } else {
                 let since = *idle_since.get_or_insert_with(Instant::now);
@@ -229,7 +233,9 @@ impl Loop {
             thread::sleep(NAP);
         } else if let Some(Wait { epoll, at_most }) = table.waits.get(self.number) {
             let mut events = [EpollEvent::empty(); EVENTS];
-            let woken = epoll.wait(&mut events, *at_most).unwrap_or(0);
+            // Fragments that wait are let go in time.
+            let at_most = if self.worker.is_waiting() { EpollTimeout::from(1_u8) } else { *at_most };
+            let woken = epoll.wait(&mut events, at_most).unwrap_or(0);
             if events[..woken].iter().any(|event| event.data() == WAKE_UP) {
                 self.shared.hear(self.number);
             }

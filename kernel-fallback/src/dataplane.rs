@@ -66,10 +66,10 @@ pub struct KernelDataplane {
     pub(crate) desired: Option<Desired>,
     pub(crate) reaper: Reaper,
     netns: BTreeMap<EndpointKey, Netns>,
-    /// Malformed packets that the kernel had counted before.
-    malformed_before: u64,
     /// What was made or taken away since the last survey began.
     pub(crate) changed: Vec<Object>,
+    /// What the kernel had counted before: malformed packets, datagrams of which a part was missing, and overlapping ones.
+    counted_before: (u64, u64, u64),
 }
 
 impl KernelDataplane {
@@ -85,8 +85,8 @@ impl KernelDataplane {
             desired: None,
             reaper: Reaper::start()?,
             netns: BTreeMap::new(),
-            malformed_before: refused::malformed(TUNNEL_LINK)?,
             changed: Vec::new(),
+            counted_before: refused_so_far()?,
         })
     }
 
@@ -292,9 +292,12 @@ impl KernelDataplane {
             let stats = &tunnel.stats;
             counters.tunnel_sent = Count { packets: stats.tx_packets, bytes: stats.tx_bytes };
             counters.tunnel_received = Count { packets: stats.rx_packets, bytes: stats.rx_bytes };
-            // IPv6's count began anew if the device was made anew.
-            let malformed = refused::malformed(TUNNEL_LINK)?.saturating_sub(self.malformed_before);
+            // IPv6's count of malformed ones began anew if the device was made anew.
+            let ((malformed, late, overlapping), before) = (refused_so_far()?, self.counted_before);
+            let malformed = malformed.saturating_sub(before.0);
             drop_more(&mut counters, DropReason::KernelMalformed, stats.rx_errors + malformed);
+            drop_more(&mut counters, DropReason::LoneFragment, late.saturating_sub(before.1));
+            drop_more(&mut counters, DropReason::BadFragment, overlapping.saturating_sub(before.2));
             drop_more(&mut counters, DropReason::NotForUs, stats.rx_otherhost_dropped);
         }
         let limited = self.desired.iter().flat_map(Desired::veths).any(|e| !e.bandwidth.is_none());
@@ -318,6 +321,12 @@ impl KernelDataplane {
         }
         Ok(counters)
     }
+}
+
+/// What the kernel itself has refused since this namespace was made.
+fn refused_so_far() -> Result<(u64, u64, u64), KernelError> {
+    let (late, overlapping) = refused::datagrams()?;
+    Ok((refused::malformed(TUNNEL_LINK)?, late, overlapping))
 }
 
 /// Adds what the kernel has dropped outside of our chains, where it counts no bytes.

@@ -7,7 +7,7 @@ use causeway_model::{Count, DropReason, Family, IpNetwork, LinkName, Settings, T
 use crate::desired::flatten;
 use crate::element::{BySet, Element, by_set};
 use crate::host_ports;
-use crate::objects::HOST_LINK;
+use crate::objects::{HOST_LINK, TUNNEL_LINK};
 
 /// The name of our table.
 pub(crate) const TABLE: &str = "causeway";
@@ -55,6 +55,7 @@ impl Ruleset {
             let _ = writeln!(text, " {keyword} {name} {{\n  {kind}\n{members} }}");
         }
         text.push_str(&self.guard_pods());
+        text.push_str(&self.guard_fragments());
         text.push_str(&guard_connections());
         text.push_str(&if self.kernel_tunnel { self.guard_tunnel() } else { self.guard_port() });
         text.push_str(&self.host_ports);
@@ -171,19 +172,52 @@ impl Ruleset {
         )
     }
 
+    /// What must not come in fragments, judged before they are put together (-400): the tunnel's own datagrams (RFC 7348 §4.3), of which
+    /// only the first fragment shows its port, without which the others come to nothing; and TCP headers that are cut
+    /// (RFC 1858 §4, RFC 3128).
+    fn guard_fragments(&self) -> String {
+        let (port, pods) = (self.port, LinkName::POD_PREFIX);
+        let (outer, bad) = (refuse(DropReason::OuterFragment), refuse(DropReason::BadFragment));
+        let mut text =
+            String::from(" chain fragments {\n  type filter hook prerouting priority -450; policy accept;\n");
+        if self.kernel_tunnel {
+            let _ = write!(
+                text,
+                "  ip frag-off & 0x3fff != 0 udp dport {port} {outer}\n  exthdr frag exists udp dport {port} {outer}\n"
+            );
+        }
+        let _ = write!(
+            text,
+            "  iifname {{ \"{pods}*\", \"{TUNNEL_LINK}\" }} ip frag-off & 0x3fff != 0 ip protocol tcp jump cut_headers
+  iifname {{ \"{pods}*\", \"{TUNNEL_LINK}\" }} frag nexthdr tcp jump cut_headers6
+ }}
+ chain cut_headers {{
+  ip frag-off & 0x1fff == 1 {bad}
+  ip frag-off & 0x1fff != 0 return
+"
+        );
+        for words in 5..=15 {
+            let _ = writeln!(text, "  ip hdrlength {words} ip length < {} {bad}", words * 4 + 20);
+        }
+        // The header of IPv6 is not counted in its length, the one of the fragment is.
+        let _ = write!(
+            text,
+            " }}
+ chain cut_headers6 {{
+  frag frag-off 1 {bad}
+  frag frag-off 0 frag more-fragments 1 ip6 length < 28 {bad}
+ }}
+"
+        );
+        text
+    }
+
     /// What the tunnel lets in. A frame is judged whole, before the tunnel device opens it; a field that lies behind the end
     /// of the packet matches nothing, so what is let in must match and everything else is refused.
     fn guard_tunnel(&self) -> String {
-        // Fragments are judged before they are put together again (-400). Only the first one shows its port; without it
-        // the others come to nothing.
-        let (port, fragment) = (self.port, refuse(DropReason::OuterFragment));
+        let port = self.port;
         let hooks = format!(
-            " chain fragments {{
-  type filter hook prerouting priority -450; policy accept;
-  ip frag-off & 0x3fff != 0 udp dport {port} {fragment}
-  exthdr frag exists udp dport {port} {fragment}
- }}
- chain input {{
+            " chain input {{
   type filter hook input priority -310; policy accept;
   udp dport {port} jump tunnel
  }}

@@ -100,6 +100,11 @@ drop_reasons! {
     DeniedNew = "denied-new",
     /// A packet would have begun a connection, and every place in the table is in use.
     ConnectionsFull = "connections-full",
+    /// A fragment that overlaps another of its datagram, is too short for what it must hold, or reaches beyond the longest packet
+    /// (RFC 1858, RFC 3128, RFC 5722).
+    BadFragment = "bad-fragment",
+    /// A fragment of a datagram whose first one did not come in time, or for which there was no room to wait.
+    LoneFragment = "lone-fragment",
     /// No packet buffer was free.
     NoBuffer = "no-buffer",
     /// The port that should send the frame did not take it.

@@ -3,7 +3,7 @@
 use causeway_model::DropReason;
 use causeway_wire::{Icmpv4, Icmpv4Type, Icmpv6, Icmpv6Type, IpProtocol, Ports, Sctp, Tcp, Udp};
 
-use super::entry::{Entry, Stage, State, Window};
+use super::entry::{Entry, Life, Stage, State, Window};
 use super::key::{End, Key};
 use super::sctp;
 use super::table::{Connections, Place, beginning};
@@ -143,6 +143,18 @@ impl Connections {
             }
             Class::Single => may_begin().map(|_| Standing::Alone),
         }
+    }
+
+    /// Counts a later fragment, of so many bytes, of a packet that was let through; false when its connection is no more.
+    pub(crate) fn go_along(&self, place: Place, from: End, bytes: u64, now: Moment) -> bool {
+        let entry = self.entry(place.index);
+        let state = entry.state();
+        let there = state.life == Life::Live && state.generation == place.generation;
+        if there {
+            entry.see(now.millis());
+            entry.count(from, 1, bytes);
+        }
+        there
     }
 
     #[cold]

@@ -15,7 +15,7 @@ mod timeouts;
 
 pub use entry::Stage;
 pub use follow::Moment;
-pub(crate) use follow::{Class, Packet, classify};
+pub(crate) use follow::{Class, Packet, Standing, classify};
 pub use key::{End, Key};
 pub use list::Record;
 pub use table::{Connections, Ended, OtherLayout, Place, Pressure};

@@ -28,6 +28,7 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("delete-forgotten", "killed"),
     ("stranger-known", "spoof"),
     ("marks-lost", "tunnel"),
+    ("deny-new-missing", "tunnel"),
     ("config-good", "bad_input"),
     ("port-unmapped", "capabilities"),
     ("limit-missing", "capabilities"),

@@ -1,5 +1,6 @@
 //! The tunnel to the letter, packet for packet: the field log's cases F17 to F24 over both underlays.
 
+mod fragments;
 mod inward;
 mod outward;
 mod packets;
@@ -11,6 +12,8 @@ pub const STORIES: &[(&str, Story)] = &[
     ("what_comes_out_is_so_over_ipv6_too", inward::over_ipv6),
     ("what_goes_in_is_as_the_standards_say", outward::over_ipv4),
     ("what_goes_in_is_so_over_ipv6_too", outward::over_ipv6),
+    ("fragments_go_where_their_first_goes", fragments::fragments_go_where_their_first_goes),
+    ("fragments_that_lie_reach_nobody", fragments::fragments_that_lie_reach_nobody),
     ("another_tunnel_of_the_node_goes_on", inward::another_tunnel_of_the_node_goes_on),
 ];
 

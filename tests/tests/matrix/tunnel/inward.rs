@@ -35,20 +35,20 @@ fn counted(reason: DropReason) -> Fate {
 }
 
 /// A peer that sends whatever it likes, and a pod that is looked at.
-struct Scene {
-    lab: Lab,
-    peer: Node,
-    node: Node,
-    pod: Pod,
-    wire: PacketSocket,
+pub(super) struct Scene {
+    pub(super) lab: Lab,
+    pub(super) peer: Node,
+    pub(super) node: Node,
+    pub(super) pod: Pod,
+    pub(super) wire: PacketSocket,
     ear: PacketSocket,
-    fast: bool,
-    macs: (Mac, Mac),
+    pub(super) fast: bool,
+    pub(super) macs: (Mac, Mac),
     _listener: UdpSocket,
 }
 
 impl Scene {
-    fn new(matrix: &Matrix, underlay: Underlay) -> anyhow::Result<Self> {
+    pub(super) fn new(matrix: &Matrix, underlay: Underlay) -> anyhow::Result<Self> {
         let lab = matrix.lab(|spec| (spec.underlay, spec.config) = (underlay, configured()))?;
         let (pod, node, peer) = (lab.add_pod("n1", "a")?, lab.node("n1")?, lab.add_foreign()?);
         lose_marks(matrix, &node)?;
@@ -76,11 +76,11 @@ impl Scene {
     }
 
     /// The inner frame around a packet.
-    fn inner(&self, packet: &[u8]) -> Vec<u8> {
+    pub(super) fn inner(&self, packet: &[u8]) -> Vec<u8> {
         ether(self.node.plan.node.vtep_mac.0, self.peer.plan.node.vtep_mac.0, packet)
     }
 
-    fn outer(&self, vxlan: [u8; 8], inner: &[u8]) -> Vec<u8> {
+    pub(super) fn outer(&self, vxlan: [u8; 8], inner: &[u8]) -> Vec<u8> {
         outer(self.ends(), vxlan, inner, Checksum::Right)
     }
 
