@@ -15,6 +15,7 @@ mod name;
 mod node;
 pub mod operator;
 pub mod plugin;
+pub mod policy;
 mod port_mapping;
 mod snapshot;
 
