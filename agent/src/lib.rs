@@ -13,7 +13,6 @@ mod engine;
 mod error;
 mod fast;
 pub mod hugepages;
-pub mod identity;
 pub mod install;
 mod machine;
 mod metrics;

@@ -1,9 +1,11 @@
 //! Sets of labels and the numbers that stand for them on this node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use causeway_model::{ClusterName, Identity};
+
+use crate::world::NamedPort;
 
 /// Labels that differ from replica to replica or from run to run: with them, every pod would have an identity of its own.
 const FILTERED: &[&str] = &[
@@ -19,18 +21,19 @@ const FILTERED: &[&str] = &[
     "statefulset.kubernetes.io/pod-name",
 ];
 
-/// Whether a label is left out of identities. No selector can see it.
+/// Whether a label is left out of identities as long as no selector speaks of it.
 pub fn is_filtered(label: &str) -> bool {
     FILTERED.contains(&label)
 }
 
-/// All that selectors can tell endpoints apart by.
+/// All that rules can tell endpoints apart by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LabelSet {
     cluster: ClusterName,
     namespace: String,
     namespace_labels: BTreeMap<String, String>,
     labels: BTreeMap<String, String>,
+    ports: BTreeSet<NamedPort>,
 }
 
 impl LabelSet {
@@ -40,10 +43,26 @@ impl LabelSet {
         cluster: ClusterName,
         namespace: impl Into<String>,
         namespace_labels: BTreeMap<String, String>,
-        mut labels: BTreeMap<String, String>,
+        labels: BTreeMap<String, String>,
     ) -> Self {
-        labels.retain(|label, _| !is_filtered(label));
-        Self { cluster, namespace: namespace.into(), namespace_labels, labels }
+        Self::seeing(cluster, namespace, namespace_labels, labels, &BTreeSet::new())
+    }
+
+    /// Like [`LabelSet::new`], with those of the filtered labels that a selector wants to see.
+    pub fn seeing(
+        cluster: ClusterName,
+        namespace: impl Into<String>,
+        namespace_labels: BTreeMap<String, String>,
+        mut labels: BTreeMap<String, String>,
+        wanted: &BTreeSet<String>,
+    ) -> Self {
+        labels.retain(|label, _| !is_filtered(label) || wanted.contains(label));
+        Self { cluster, namespace: namespace.into(), namespace_labels, labels, ports: BTreeSet::new() }
+    }
+
+    /// The same with the ports that the endpoint names: a rule may speak of a port by its name.
+    pub fn with_ports(self, ports: BTreeSet<NamedPort>) -> Self {
+        Self { ports, ..self }
     }
 
     /// The cluster.
@@ -64,6 +83,11 @@ impl LabelSet {
     /// The endpoint's own labels.
     pub fn labels(&self) -> &BTreeMap<String, String> {
         &self.labels
+    }
+
+    /// The ports that the endpoint names.
+    pub fn ports(&self) -> &BTreeSet<NamedPort> {
+        &self.ports
     }
 }
 
@@ -111,9 +135,19 @@ impl Identities {
         }
     }
 
+    /// The number of a set of labels that is in use.
+    pub fn number(&self, labels: &LabelSet) -> Option<Identity> {
+        self.numbers.get(labels).copied()
+    }
+
     /// The labels behind a number that is in use.
     pub fn labels(&self, identity: Identity) -> Option<&LabelSet> {
         self.uses.get(&identity).map(|uses| &*uses.labels)
+    }
+
+    /// Like [`Identities::labels`], to be kept.
+    pub fn shared_labels(&self, identity: Identity) -> Option<Arc<LabelSet>> {
+        self.uses.get(&identity).map(|uses| uses.labels.clone())
     }
 
     /// Every number in use and its labels.
@@ -144,8 +178,6 @@ impl Identities {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;

@@ -1,8 +1,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use causeway_model::{Endpoint, EndpointKey};
+use causeway_policy::identity::{Identities, LabelSet};
 
-use crate::identity::{Identities, LabelSet};
 use crate::sources::{PodObject, World};
 
 /// The endpoints of this node with the labels and identities they have now.

@@ -3,6 +3,7 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 
 use causeway_model::{Cluster, ClusterName, Node, NodeId, PodName};
+use causeway_policy::namespace_labels;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
@@ -11,10 +12,6 @@ use super::objects::{Object, ObjectKey};
 
 /// The directory of other clusters within a directory of manifests.
 pub(super) const CLUSTERS: &str = "clusters";
-/// The label that tells whose namespace it is; on every namespace of another cluster.
-const CLUSTER_LABEL: &str = "causeway.dev/cluster";
-/// The label that Kubernetes gives every namespace.
-const NAMESPACE_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// Every object that is known, of this cluster and of others.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -211,12 +208,6 @@ impl World {
     /// A namespace's labels with those that are implied, whether or not it has an object.
     pub fn namespace_labels(&self, cluster: &ClusterName, namespace: &str) -> BTreeMap<String, String> {
         let written = self.namespaces.get(&(cluster.clone(), namespace.to_owned()));
-        let mut labels = written.cloned().unwrap_or_default();
-        // What is implied cannot be said otherwise: another cluster's namespace would pass for ours.
-        labels.insert(NAMESPACE_LABEL.to_owned(), namespace.to_owned());
-        if Some(cluster) != self.cluster.as_ref() {
-            labels.insert(CLUSTER_LABEL.to_owned(), cluster.to_string());
-        }
-        labels
+        namespace_labels(self.cluster.as_ref(), cluster, namespace, written.cloned().unwrap_or_default())
     }
 }
