@@ -13,6 +13,7 @@ pub mod leftovers;
 pub mod namespace;
 pub mod packet_socket;
 pub mod pcap;
+pub mod policy_corpus;
 pub mod process;
 pub mod runtime;
 pub mod switch;

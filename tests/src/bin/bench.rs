@@ -11,6 +11,7 @@ mod bench {
     pub mod pipeline;
     pub mod plain;
     pub mod pods;
+    pub mod policy;
     pub mod samples;
     pub mod scene;
     pub mod scratch;
@@ -29,7 +30,7 @@ use clap::{Parser, ValueEnum};
 
 use bench::finding::{Finding, Record, Table};
 use bench::hugepages::Priority;
-use bench::{cni, idle, pipeline, pods, undo};
+use bench::{cni, idle, pipeline, pods, policy, undo};
 
 /// Measures Causeway beside its peers and says which of its targets it meets. Every figure is the median of five runs in turn with
 /// the peers', and every bench proves first that what it measures does its work.
@@ -57,6 +58,8 @@ enum Name {
     Idle,
     /// ADD and DEL, beside the bridge plugin.
     Cni,
+    /// The policy compiler: a big world at once, and small changes of it.
+    Policy,
 }
 
 fn main() -> ExitCode {
@@ -87,6 +90,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
             Name::Pods => pods::run(),
             Name::Idle => idle::run(),
             Name::Cni => cni::run(),
+            Name::Policy => policy::run(),
         };
         let findings = findings.with_context(|| word.clone())?;
         println!("\n## {word}\n\n{}", Table(&findings));

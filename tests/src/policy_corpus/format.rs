@@ -1,0 +1,222 @@
+//! The file as it is written.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The format that is known here.
+const FORMAT: &str = "causeway-policy-corpus/1";
+
+/// A file of cases.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Corpus {
+    format: String,
+    /// What every case begins with.
+    pub topology: Topology,
+    /// Sources and destinations of grids, where a case names no others.
+    pub default_endpoints: Vec<String>,
+    /// The cases.
+    pub cases: Vec<Case>,
+}
+
+/// Nodes, namespaces, pods, and who is outside.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Topology {
+    /// Nodes by name.
+    pub nodes: BTreeMap<String, Node>,
+    /// Namespaces by name.
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// Pods.
+    pub pods: Vec<Pod>,
+    /// Hosts outside of the cluster, by name.
+    #[serde(default)]
+    pub externals: BTreeMap<String, External>,
+}
+
+/// A node.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Node {
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Namespace {
+    /// Its labels; the one with its name is implied.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A pod.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pod {
+    /// `namespace/name`.
+    pub id: String,
+    /// Its node's name.
+    pub node: String,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Its addresses; none of its own with `hostNetwork`.
+    #[serde(default)]
+    pub ips: Vec<IpAddr>,
+    /// It has its node's addresses.
+    #[serde(default)]
+    pub host_network: bool,
+    /// The ports that it serves.
+    #[serde(default)]
+    pub ports: Vec<Port>,
+}
+
+/// A port of a pod.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Port {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub port: u16,
+    /// TCP, UDP or SCTP.
+    pub protocol: String,
+}
+
+/// A host outside of the cluster.
+#[derive(Clone, Debug, Deserialize)]
+pub struct External {
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+}
+
+/// One story.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Case {
+    /// Its name.
+    pub id: String,
+    /// What it is about, in a word.
+    pub kind: String,
+    /// What it is about.
+    pub title: String,
+    /// Destinations of its grids in their order, where they are not the default ones.
+    pub endpoints: Option<Vec<String>>,
+    /// What happens.
+    pub steps: Vec<Step>,
+}
+
+/// What is done, and what shall hold then.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Step {
+    /// What is done, in order, before the policy settles.
+    #[serde(rename = "do", default)]
+    pub acts: Vec<BTreeMap<String, Value>>,
+    /// Who reaches whom.
+    #[serde(default)]
+    pub expect: Vec<Grid>,
+    /// What becomes of single packets.
+    #[serde(default)]
+    pub packets: Vec<Packet>,
+    /// An API server refuses these objects: nothing may open.
+    #[serde(default)]
+    pub rejected: bool,
+}
+
+/// Flows that share a grid.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Grid {
+    /// `family/protocol/port`.
+    pub flows: Vec<Flow>,
+    /// For each source a letter per destination: 1 allowed, 0 denied, `?` and `-` not asserted.
+    pub grid: BTreeMap<String, String>,
+}
+
+/// What kind of connection it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Flow {
+    /// 4 or 6.
+    pub family: u8,
+    /// TCP, UDP or SCTP.
+    pub protocol: String,
+    /// The destination's port.
+    pub port: u16,
+}
+
+impl TryFrom<String> for Flow {
+    type Error = anyhow::Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        let parts: Vec<_> = text.split('/').collect();
+        let [family @ ("4" | "6"), protocol @ ("TCP" | "UDP" | "SCTP"), port] = parts[..] else {
+            bail!("{text:?} is no FAMILY/PROTOCOL/PORT");
+        };
+        let family = if family == "4" { 4 } else { 6 };
+        let port = port.parse().with_context(|| format!("port of {text:?}"))?;
+        Ok(Self { family, protocol: protocol.to_owned(), port })
+    }
+}
+
+impl std::fmt::Display for Flow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}", self.family, self.protocol, self.port)
+    }
+}
+
+/// A packet, after a connection was opened or without.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Packet {
+    /// Its name.
+    pub id: String,
+    /// The packet.
+    pub packet: Tuple,
+    /// The connection that was opened before.
+    pub open: Option<Tuple>,
+    /// `allow`, `deny` or `any`.
+    pub want: String,
+}
+
+/// The ends of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tuple {
+    /// The source's name.
+    pub src: String,
+    /// The destination's name.
+    pub dst: String,
+    /// TCP, UDP or SCTP.
+    pub proto: String,
+    /// The source's port.
+    pub sport: u16,
+    /// The destination's port.
+    pub dport: u16,
+    /// 4 or 6.
+    #[serde(default = "four")]
+    pub family: u8,
+}
+
+fn four() -> u8 {
+    4
+}
+
+impl Corpus {
+    /// Reads a file's text.
+    pub fn read(text: &str) -> Result<Self> {
+        let most = text.len() + (1 << 12);
+        let options = serde_saphyr::options! {
+            budget: serde_saphyr::budget! {
+                max_events: most,
+                max_nodes: most,
+                max_total_scalar_bytes: most,
+            },
+        };
+        let corpus: Self = serde_saphyr::from_str_with_options(text, options)?;
+        ensure!(corpus.format == FORMAT, "the format is {:?}, and {FORMAT} is known here", corpus.format);
+        Ok(corpus)
+    }
+}

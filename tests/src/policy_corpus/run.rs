@@ -1,0 +1,325 @@
+//! A file of cases run against the engine.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, bail, ensure};
+use causeway_model::policy::{Direction, Traffic, Verdict};
+use causeway_policy::Effect;
+use serde::Serialize;
+
+use super::engine::{Engine, Judged};
+use super::fault::Fault;
+use super::format::{Case, Corpus, Flow, Packet, Step, Tuple};
+use super::world::{Act, Stage, protocol};
+
+/// How many of something were looked at, and how many were not as they should be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// Looked at.
+    pub asserted: usize,
+    /// Not as they should be.
+    pub failed: usize,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, Serialize)]
+pub struct Failure {
+    /// The case.
+    pub case: String,
+    /// The step, counted from 0.
+    pub step: usize,
+    /// The flow and its ends, or the packet, or the policy.
+    pub what: String,
+    /// What was wanted and what was found, with the rules that said so.
+    pub found: String,
+}
+
+/// What became of one case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Everything was as it should be.
+    Passed,
+    /// Something was not.
+    Failed,
+    /// It asks for something that is not supported; only that it does no harm was looked at.
+    Unsupported,
+}
+
+/// What became of a file.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// Cases that passed.
+    pub passed: usize,
+    /// Cases that failed.
+    pub failed: usize,
+    /// Cases that ask for what is not supported: counted apart.
+    pub unsupported: Vec<String>,
+    /// Cells of grids.
+    pub cells: Tally,
+    /// Single packets.
+    pub packets: Tally,
+    /// Policies that an API server refuses: reported by name, and nothing has opened.
+    pub rejections: Tally,
+    /// Judgements that tables and slow evaluator do not agree on.
+    pub disagreements: usize,
+    /// All that failed.
+    pub failures: Vec<Failure>,
+}
+
+/// Runs a file, or one case of it. `flip` wants the opposite of every cell and packet.
+pub fn run(corpus: &Corpus, case: Option<&str>, flip: bool, fault: Option<Fault>) -> Result<Report> {
+    let mut report = Report::default();
+    let chosen: Vec<_> = corpus.cases.iter().filter(|this| case.is_none_or(|id| this.id == id)).collect();
+    ensure!(!chosen.is_empty(), "no case {}", case.unwrap_or("at all"));
+    for case in chosen {
+        let mut story = Story::new(corpus, case, flip, fault).with_context(|| case.id.clone())?;
+        if let Err(error) = story.tell() {
+            story.fail("the case", format!("{error:#}"));
+        }
+        report.take(story);
+    }
+    Ok(report)
+}
+
+impl Report {
+    fn take(&mut self, story: Story<'_>) {
+        let outcome = story.outcome();
+        match outcome {
+            Outcome::Passed => self.passed += 1,
+            Outcome::Failed => self.failed += 1,
+            Outcome::Unsupported => self.unsupported.push(story.case.id.clone()),
+        }
+        self.disagreements += story.disagreements;
+        self.failures.extend(story.failures);
+        if outcome != Outcome::Unsupported {
+            for (sum, own) in [
+                (&mut self.cells, story.cells),
+                (&mut self.packets, story.packets),
+                (&mut self.rejections, story.rejections),
+            ] {
+                sum.asserted += own.asserted;
+                sum.failed += own.failed;
+            }
+        }
+    }
+}
+
+/// A case that is being told.
+struct Story<'a> {
+    case: &'a Case,
+    endpoints: &'a [String],
+    flip: bool,
+    stage: Stage,
+    engine: Engine,
+    step: usize,
+    unsupported: bool,
+    cells: Tally,
+    packets: Tally,
+    rejections: Tally,
+    disagreements: usize,
+    failures: Vec<Failure>,
+}
+
+impl<'a> Story<'a> {
+    fn new(corpus: &'a Corpus, case: &'a Case, flip: bool, fault: Option<Fault>) -> Result<Self> {
+        let (stage, changes) = Stage::new(&corpus.topology)?;
+        let mut engine = Engine::new(&stage, fault)?;
+        engine.apply(&stage, &changes);
+        Ok(Self {
+            case,
+            endpoints: case.endpoints.as_ref().unwrap_or(&corpus.default_endpoints),
+            flip,
+            stage,
+            engine,
+            step: 0,
+            unsupported: false,
+            cells: Tally::default(),
+            packets: Tally::default(),
+            rejections: Tally::default(),
+            disagreements: 0,
+            failures: Vec::new(),
+        })
+    }
+
+    fn outcome(&self) -> Outcome {
+        match (self.unsupported, self.failures.is_empty()) {
+            (true, _) if self.disagreements == 0 => Outcome::Unsupported,
+            (_, true) => Outcome::Passed,
+            (_, false) => Outcome::Failed,
+        }
+    }
+
+    fn fail(&mut self, what: impl Into<String>, found: String) {
+        let case = self.case.id.clone();
+        self.failures.push(Failure { case, step: self.step, what: what.into(), found });
+    }
+
+    fn tell(&mut self) -> Result<()> {
+        for (number, step) in self.case.steps.iter().enumerate() {
+            self.step = number;
+            self.perform(step)?;
+            for grid in &step.expect {
+                for (source, letters) in &grid.grid {
+                    ensure!(
+                        letters.chars().count() == self.endpoints.len(),
+                        "row {source} has not one letter for each of {} destinations",
+                        self.endpoints.len()
+                    );
+                    for (destination, letter) in self.endpoints.iter().zip(letters.chars()) {
+                        for flow in &grid.flows {
+                            self.cell(flow, source, destination, letter)?;
+                        }
+                    }
+                }
+            }
+            step.packets.iter().try_for_each(|packet| self.packet(packet))?;
+        }
+        // What is not supported is not asserted, whatever came out.
+        if self.unsupported && self.disagreements == 0 {
+            self.failures.clear();
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, step: &Step) -> Result<()> {
+        let before = if step.rejected { self.open_cells()? } else { BTreeSet::new() };
+        let mut reports = Vec::new();
+        for line in &step.acts {
+            let Act { changes, applied, deleted } = self.stage.act(line)?;
+            self.engine.apply(&self.stage, &changes);
+            reports.extend(self.engine.apply_policies(&self.stage, &applied, &deleted)?);
+        }
+        for report in reports {
+            self.stage.note(&report.policy);
+            self.unsupported |= report.is_unsupported();
+            if step.rejected {
+                self.rejections.asserted += 1;
+                if report.effect == Effect::Whole || report.problems.is_empty() {
+                    self.rejections.failed += 1;
+                    self.fail(
+                        report.policy.to_string(),
+                        "wanted a report of what is wrong, found none".into(),
+                    );
+                }
+            }
+        }
+        if step.rejected {
+            let opened: Vec<_> = self.open_cells()?.difference(&before).cloned().collect();
+            if let Some(first) = opened.first() {
+                self.rejections.failed += 1;
+                self.fail(
+                    first,
+                    format!("opened by policies that an API server refuses, as {}", opened.len()),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that is allowed among the endpoints, of three protocols and two ports.
+    fn open_cells(&mut self) -> Result<BTreeSet<String>> {
+        let mut open = BTreeSet::new();
+        for family in [4, 6] {
+            for (protocol, port) in ["TCP", "UDP", "SCTP"].into_iter().flat_map(|p| [(p, 80), (p, 81)]) {
+                let flow = Flow { family, protocol: protocol.to_owned(), port };
+                for source in self.endpoints {
+                    for destination in self.endpoints {
+                        if let Some((true, _)) = self.reaches(&flow, source, destination)? {
+                            open.insert(format!("{flow} {source} -> {destination}"));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(open)
+    }
+
+    /// Whether a new connection is allowed at both of its ends, and what each says; `None` where an end is absent.
+    fn reaches(&mut self, flow: &Flow, source: &str, destination: &str) -> Result<Option<(bool, String)>> {
+        let from = self.stage.address(source, flow.family);
+        let to = self.stage.address(destination, flow.family);
+        let (Some(from), Some(to)) = (from, to) else { return Ok(None) };
+        let traffic = Traffic::To(protocol(&flow.protocol)?, flow.port);
+        let mut allowed = true;
+        let mut said = Vec::new();
+        for (pod, direction, peer) in
+            [(source, Direction::Egress, to), (destination, Direction::Ingress, from)]
+        {
+            if self.stage.node_of_pod(pod).is_none() {
+                continue;
+            }
+            let Judged { verdict, rule, otherwise } =
+                self.engine.judge(&self.stage, pod, direction, peer, traffic)?;
+            allowed &= verdict == Verdict::Allow;
+            said.push(format!("{direction} {verdict} by {rule}"));
+            if let Some(otherwise) = otherwise {
+                self.disagreements += 1;
+                let what = format!("{flow} {source} -> {destination} {direction}");
+                self.fail(what, format!("tables: {verdict} by {rule}; slow evaluator: {otherwise}"));
+            }
+        }
+        Ok(Some((allowed, said.join(", "))))
+    }
+
+    fn cell(&mut self, flow: &Flow, source: &str, destination: &str, letter: char) -> Result<()> {
+        let want = match letter {
+            '1' => true,
+            '0' => false,
+            '?' | '-' => return Ok(()),
+            other => bail!("letter {other:?} in row {source}"),
+        } != self.flip;
+        self.cells.asserted += 1;
+        let found = self.reaches(flow, source, destination)?;
+        let Some((allowed, said)) = found else {
+            self.cells.failed += 1;
+            self.fail(format!("{flow} {source} -> {destination}"), "an end is absent".into());
+            return Ok(());
+        };
+        if allowed != want {
+            self.cells.failed += 1;
+            let found = format!("wanted {}, found {said}", word(want));
+            self.fail(format!("{flow} {source} -> {destination}"), found);
+        }
+        Ok(())
+    }
+
+    fn packet(&mut self, packet: &Packet) -> Result<()> {
+        let want = match packet.want.as_str() {
+            "allow" => true,
+            "deny" => false,
+            "any" => return Ok(()),
+            other => bail!("packet {} wants {other:?}", packet.id),
+        } != self.flip;
+        self.packets.asserted += 1;
+        let opened = match &packet.open {
+            // The connection's other direction belongs to it, if it was let through at all.
+            Some(open) if is_answer(&packet.packet, open) => self.allows(open)?,
+            _ => false,
+        };
+        let allowed = opened || self.allows(&packet.packet)?;
+        if allowed != want {
+            self.packets.failed += 1;
+            self.fail(format!("packet {}", packet.id), format!("wanted {}", word(want)));
+        }
+        Ok(())
+    }
+
+    fn allows(&mut self, Tuple { src, dst, proto, dport, family, .. }: &Tuple) -> Result<bool> {
+        let flow = Flow { family: *family, protocol: proto.clone(), port: *dport };
+        let found = self.reaches(&flow, src, dst)?;
+        found
+            .map(|(allowed, _)| allowed)
+            .with_context(|| format!("an end of {flow} {src} -> {dst} is absent"))
+    }
+}
+
+fn is_answer(packet: &Tuple, open: &Tuple) -> bool {
+    let ends = |t: &Tuple| (t.proto.clone(), (t.src.clone(), t.sport), (t.dst.clone(), t.dport));
+    let ((proto, from, to), (opened, opener, answerer)) = (ends(packet), ends(open));
+    proto == opened && from == answerer && to == opener && packet.family == open.family
+}
+
+fn word(allowed: bool) -> &'static str {
+    if allowed { "allow" } else { "deny" }
+}
