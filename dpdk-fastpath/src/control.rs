@@ -157,7 +157,7 @@ impl Control {
             }
             Task::Unplug { port } => {
                 if self.ports.remove(&port).is_some() {
-                    self.publish()?;
+                    self.publish_port(&port)?;
                 }
             }
             Task::Show { port } => {
@@ -177,10 +177,21 @@ impl Control {
         self.put_in_force(table)
     }
 
+    /// Costs what the tables cost, and no copy of the state.
     fn change(&mut self, epoch: u64, deltas: Vec<Delta>) -> Result<(), String> {
-        let mut snapshot = self.snapshot.clone().ok_or("changes of a state that was never told")?;
-        deltas.into_iter().for_each(|delta| snapshot.apply(delta));
-        self.take_up(epoch, snapshot)
+        let snapshot = self.snapshot.as_mut().ok_or("changes of a state that was never told")?;
+        let mut inverses = Vec::with_capacity(deltas.len());
+        for delta in deltas {
+            inverses.push(snapshot.inverse(&delta));
+            snapshot.apply(delta);
+        }
+        let table = self.table().inspect_err(|_| {
+            if let Some(snapshot) = &mut self.snapshot {
+                inverses.into_iter().rev().for_each(|inverse| snapshot.apply(inverse));
+            }
+        })?;
+        self.epoch = epoch;
+        self.put_in_force(table)
     }
 
     fn plug(&mut self, port: &PortName, device: Device, queues: Vec<OwnedFd>) -> Result<Outcome, String> {
@@ -194,7 +205,7 @@ impl Control {
                 }
             };
             self.ports.insert(port.clone(), served);
-            self.publish().inspect_err(|_| drop(self.ports.remove(port)))?;
+            self.publish_port(port).inspect_err(|_| drop(self.ports.remove(port)))?;
         }
         let limits = match self.ports.get(port) {
             Some(Served::Ethdev(device)) => device.limits.clone(),
@@ -207,6 +218,18 @@ impl Control {
     pub(crate) fn publish(&mut self) -> Result<(), String> {
         let table = self.table()?;
         self.put_in_force(table)
+    }
+
+    /// Puts in force that a port came or went. A pod's is none that frames of others depend on: they are looked up as before.
+    fn publish_port(&mut self, port: &PortName) -> Result<(), String> {
+        let Means { shared, .. } = self.means.as_ref().map_err(Clone::clone)?;
+        match (port, shared.world()) {
+            (PortName::Endpoint(_), Some(world)) => {
+                let table = self.table_of(Some(world))?;
+                self.put_in_force(table)
+            }
+            _ => self.publish(),
+        }
     }
 
     /// A table of what is known now.
@@ -224,6 +247,12 @@ impl Control {
                 Some(Arc::new(world))
             }
         };
+        self.table_of(world)
+    }
+
+    /// A table of these look-ups and the ports that there are.
+    fn table_of(&self, world: Option<Arc<World>>) -> Result<Table, String> {
+        let Means { shared, .. } = self.means.as_ref().map_err(Clone::clone)?;
         let ports = self.ports.iter().filter_map(|(name, served)| Some((self.number(name)?, served.clone())));
         Table::new(world, ports.collect(), shared)
             .map_err(|errno| format!("waiting on the ports' descriptors: {errno}"))

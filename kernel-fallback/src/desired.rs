@@ -116,7 +116,7 @@ impl Desired {
         let mut touched = (BTreeMap::new(), BTreeMap::new());
         let mut inverses = Vec::new();
         for delta in deltas {
-            inverses.push(self.inverse(&delta));
+            inverses.push(self.snapshot.inverse(&delta));
             if matches!(delta, Delta::Settings(_)) {
                 self.touch_all(true, &mut touched);
                 self.snapshot.apply(delta);
@@ -143,28 +143,6 @@ impl Desired {
             objects: difference(objects, &self.objects),
             elements: difference(elements, &self.elements),
             inverses,
-        }
-    }
-
-    /// The change that takes `delta` back.
-    fn inverse(&self, delta: &Delta) -> Delta {
-        let Snapshot { settings, peers, endpoints, clusters } = &self.snapshot;
-        let peer = |id| peers.get(id).cloned().map_or_else(|| Delta::PeerGone(id.clone()), Delta::Peer);
-        let endpoint = |key| {
-            let old = endpoints.get(key).cloned();
-            old.map_or_else(|| Delta::EndpointGone(key.clone()), |e| Delta::Endpoint(Box::new(e)))
-        };
-        let cluster = |name| {
-            clusters.get(name).cloned().map_or_else(|| Delta::ClusterGone(name.clone()), Delta::Cluster)
-        };
-        match delta {
-            Delta::Settings(_) => Delta::Settings(Box::new(settings.clone())),
-            Delta::Peer(node) => peer(&node.id),
-            Delta::PeerGone(id) => peer(id),
-            Delta::Endpoint(new) => endpoint(&new.key),
-            Delta::EndpointGone(key) => endpoint(key),
-            Delta::Cluster(new) => cluster(&new.name),
-            Delta::ClusterGone(name) => cluster(name),
         }
     }
 

@@ -117,6 +117,28 @@ impl Snapshot {
         deltas
     }
 
+    /// The change that takes `delta` back.
+    pub fn inverse(&self, delta: &Delta) -> Delta {
+        let Self { settings, peers, endpoints, clusters } = self;
+        let peer = |id| peers.get(id).cloned().map_or_else(|| Delta::PeerGone(id.clone()), Delta::Peer);
+        let endpoint = |key| {
+            let old = endpoints.get(key).cloned();
+            old.map_or_else(|| Delta::EndpointGone(key.clone()), |e| Delta::Endpoint(Box::new(e)))
+        };
+        let cluster = |name| {
+            clusters.get(name).cloned().map_or_else(|| Delta::ClusterGone(name.clone()), Delta::Cluster)
+        };
+        match delta {
+            Delta::Settings(_) => Delta::Settings(Box::new(settings.clone())),
+            Delta::Peer(node) => peer(&node.id),
+            Delta::PeerGone(id) => peer(id),
+            Delta::Endpoint(new) => endpoint(&new.key),
+            Delta::EndpointGone(key) => endpoint(key),
+            Delta::Cluster(new) => cluster(&new.name),
+            Delta::ClusterGone(name) => cluster(name),
+        }
+    }
+
     /// Takes up one change. A change that holds already, or the going of what is not there, changes nothing.
     pub fn apply(&mut self, delta: Delta) {
         match delta {

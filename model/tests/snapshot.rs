@@ -87,6 +87,17 @@ proptest! {
     }
 
     #[test]
+    fn changes_are_taken_back_by_their_inverses_in_reverse(old in snapshot(), new in snapshot()) {
+        let (mut state, mut inverses) = (old.clone(), Vec::new());
+        for delta in old.deltas_to(&new) {
+            inverses.push(state.inverse(&delta));
+            state.apply(delta);
+        }
+        inverses.into_iter().rev().for_each(|inverse| state.apply(inverse));
+        prop_assert_eq!(state, old);
+    }
+
+    #[test]
     fn a_delta_taken_twice_is_taken_once(old in snapshot(), new in snapshot()) {
         let mut state = old.clone();
         for delta in old.deltas_to(&new) {
