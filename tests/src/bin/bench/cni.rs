@@ -23,8 +23,6 @@ const PLUGINS: &str = "/usr/lib/cni";
 const IN_TURN: usize = 40;
 /// Calls at once.
 const AT_ONCE: usize = 200;
-/// Calls at once where only the end counts.
-const FEW: usize = 8;
 /// Pods on one node.
 const MANY: usize = 1000;
 /// Calls around the tenth and the last that are compared: one call alone says little.
@@ -44,7 +42,9 @@ pub fn run() -> Result<Vec<Finding>> {
         findings.push(at_once(ours, peer, &places, datapath)?);
     }
     drop(places);
-    findings.extend(many()?);
+    for datapath in [Datapath::Kernel, Datapath::Fast] {
+        findings.extend(many(datapath)?);
+    }
     findings.push(size()?);
     Ok(findings)
 }
@@ -184,13 +184,13 @@ fn in_turn(
 fn at_once(ours: &dyn Caller, peer: &dyn Caller, places: &[Place], datapath: Datapath) -> Result<Finding> {
     let burst = |caller: &dyn Caller| -> Result<f64> {
         let began = Instant::now();
-        let answers = all(caller, "ADD", places, AT_ONCE)?;
+        let answers = all(caller, "ADD", places)?;
         let took = began.elapsed().as_secs_f64() * 1e3;
         let addresses: Vec<_> = answers.into_iter().flat_map(|(_, addresses)| addresses).collect();
         let different: BTreeSet<_> = addresses.iter().collect();
         ensure!(addresses.len() >= places.len(), "{} ADDs gave {} addresses", places.len(), addresses.len());
         ensure!(different.len() == addresses.len(), "an address was given twice: {addresses:?}");
-        all(caller, "DEL", places, FEW)?;
+        all(caller, "DEL", places)?;
         Ok(took)
     };
     let what = format!("{AT_ONCE} ADDs at once");
@@ -202,30 +202,19 @@ fn at_once(ours: &dyn Caller, peer: &dyn Caller, places: &[Place], datapath: Dat
     Ok(Finding { record, targets: vec![Target::ShareOfPeer(1.0, BRIDGE)] })
 }
 
-/// Calls for every place, so many at a time.
-fn all(
-    caller: &dyn Caller,
-    verb: &'static str,
-    places: &[Place],
-    at_once: usize,
-) -> Result<Vec<(f64, Vec<String>)>> {
-    let mut answers = Vec::new();
-    let numbered: Vec<_> = places.iter().enumerate().collect();
-    for some in numbered.chunks(at_once) {
-        let answered: Result<Vec<_>> = std::thread::scope(|scope| {
-            let call = |(container, place)| scope.spawn(move || timed(caller, verb, container, place));
-            let calls: Vec<_> = some.iter().copied().map(call).collect();
-            calls.into_iter().map(|call| call.join().unwrap_or_else(|_| bail!("a caller died"))).collect()
-        });
-        answers.extend(answered?);
-    }
-    Ok(answers)
+/// Calls for every place at once.
+fn all(caller: &dyn Caller, verb: &'static str, places: &[Place]) -> Result<Vec<(f64, Vec<String>)>> {
+    std::thread::scope(|scope| {
+        let call = |(container, place)| scope.spawn(move || timed(caller, verb, container, place));
+        let calls: Vec<_> = places.iter().enumerate().map(call).collect();
+        calls.into_iter().map(|call| call.join().unwrap_or_else(|_| bail!("a caller died"))).collect()
+    })
 }
 
 /// A thousand pods on one node: whether the last one waits longer than the first ones, and what each takes of the agent.
-fn many() -> Result<Vec<Finding>> {
+fn many(datapath: Datapath) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    let ours = Ours::up(Datapath::Kernel)?;
+    let ours = Ours::up(datapath)?;
     let places = (0..MANY).map(|i| Place::new(&format!("m{i}"))).collect::<Result<Vec<_>>>()?;
     let (before, mut times) = (resident(ours.agent()?)?, Vec::new());
     for (container, place) in places.iter().enumerate() {
@@ -238,14 +227,18 @@ fn many() -> Result<Vec<Finding>> {
         samples
     };
     let (early, late) = (middle(&times[9 - AROUND / 2..][..AROUND]), middle(&times[MANY - AROUND..]));
-    eprintln!("  ADD of the tenth pod {:.1} ms, of the thousandth {:.1} ms", early.median(), late.median());
+    eprintln!(
+        "  {datapath}: ADD of the tenth pod {:.1} ms, of the thousandth {:.1} ms",
+        early.median(),
+        late.median()
+    );
     let ratio = late.map(|time| time / early.median());
     let what = format!("ADD of pod {MANY} against pod 10");
     let one = |samples| BTreeMap::from([(OURS, samples)]);
-    let record = Record::new("cni", case(&what, Datapath::Kernel), ("ratio", "times"), &one(ratio));
+    let record = Record::new("cni", case(&what, datapath), ("ratio", "times"), &one(ratio));
     findings.push(Finding { record, targets: vec![Target::AtMost(2.0)] });
     let per_pod = middle(&[(after - before) / MANY as f64]);
-    let what = case("agent memory of one endpoint", Datapath::Kernel);
+    let what = case("agent memory of one endpoint", datapath);
     let record = Record::new("cni", what, ("resident", "KiB"), &one(per_pod));
     findings.push(Finding { record, targets: Vec::new() });
     for (container, place) in places.iter().enumerate() {
