@@ -12,7 +12,7 @@ use crate::packet::{Family, Front, Ip, examine};
 use crate::send::{Hop, send};
 use crate::track::{approach, track};
 use crate::world::{Owner, World};
-use crate::{Buffer, Burst, Checksum, Frame, Pool, Port, Worker};
+use crate::{Buffer, Burst, Checksum, Frame, Pool, Port, Worker, path_mtu};
 
 /// Takes what came out of the tunnel to the pods and the node's stack: only from known nodes, only from what is theirs.
 /// `now` is nanoseconds of a clock that never goes back.
@@ -20,17 +20,22 @@ pub fn from_uplink<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker:
     let (mut packets, mut bytes) = (0, 0);
     approach(burst, world.outer_len(), worker.tracking.as_ref());
     burst.sift(|frame, pieces| {
-        let Worker { pool, tracking, datagrams, tally, .. } = worker;
+        let Worker { pool, tracking, datagrams, tally, limits, .. } = worker;
         let hands = Hands { pool, datagrams, pieces, tracking: tracking.as_ref(), tally };
         let len = frame.len() as u64;
-        let verdict = open_tunnel(frame, world).and_then(|ecn| {
-            (packets, bytes) = (packets + 1, bytes + len);
-            match Family::of(frame.head()) {
-                Some(Family::V4) => deliver::<P, Ipv4>(frame, ecn, world, now, hands),
-                Some(Family::V6) => deliver::<P, Ipv6>(frame, ecn, world, now, hands),
-                None => Err(without_packet(frame)),
+        let verdict = match open_tunnel(frame, world) {
+            Ok(ecn) => {
+                (packets, bytes) = (packets + 1, bytes + len);
+                match Family::of(frame.head()) {
+                    Some(Family::V4) => deliver::<P, Ipv4>(frame, ecn, world, now, hands),
+                    Some(Family::V6) => deliver::<P, Ipv6>(frame, ecn, world, now, hands),
+                    None => Err(without_packet(frame)),
+                }
             }
-        });
+            // No tunnel frame; but it may be about one.
+            Err(DropReason::NotForUs) => path_mtu::hear(frame, world, (hands.tracking, now), limits),
+            Err(reason) => Err(reason),
+        };
         worker.keeps(verdict, frame, Port::Uplink, world, now)
     });
     worker.tally.received(Port::Uplink, packets, bytes);

@@ -22,6 +22,7 @@ mod limit;
 mod offload;
 mod outer;
 mod packet;
+mod path_mtu;
 mod segment;
 mod send;
 mod slots;

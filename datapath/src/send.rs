@@ -46,7 +46,7 @@ pub(crate) fn send<P: Pool, I: Ip>(
 pub(crate) fn mtu<B: Buffer>(frame: &Frame<B>, world: &World) -> usize {
     match frame.egress {
         Port::Host => usize::MAX,
-        Port::Uplink => world.pod_mtu.into(),
+        Port::Uplink => world.paths.mtu(frame.peer, world.pod_mtu).into(),
         Port::Endpoint(slot) => world.pod(slot).map_or(world.pod_mtu, |pod| pod.mtu).into(),
     }
 }

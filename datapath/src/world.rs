@@ -12,6 +12,7 @@ use ipnetwork::IpNetwork;
 use crate::Slots;
 use crate::bandwidth::Limits;
 use crate::outer::{Macs, Outer, OuterV4, OuterV6};
+use crate::path_mtu::Paths;
 use crate::table::{Prefixes, Table};
 
 /// What the ports demand of frames that go out by them.
@@ -109,6 +110,7 @@ pub struct World {
     /// Who speaks when this node answers as a router.
     pub(crate) router: (Ipv4Addr, Ipv6Addr),
     pub(crate) templates: Templates,
+    pub(crate) paths: Paths,
     pub(crate) owners_v4: Prefixes<u32, Owner>,
     pub(crate) owners_v6: Prefixes<u128, Owner>,
     senders_v4: Table<u32, u16>,
@@ -139,6 +141,9 @@ impl World {
             host_mac: links.host,
             router: (router_v4, router_v6),
             templates: templates(settings, &snapshot.peers, links),
+            paths: Paths::new(
+                snapshot.peers.values().map(|peer| peer.tunnel_address(settings.underlay_family())),
+            ),
             owners_v4: Prefixes::new(&of_family(&owners, v4)),
             owners_v6: Prefixes::new(&of_family(&owners, v6)),
             senders_v4: Table::new(&whole(&of_family(&senders, v4))),
@@ -148,11 +153,17 @@ impl World {
         })
     }
 
-    /// Takes over what pods have used up of their limits in the world before.
+    /// Takes over what pods have used up of their limits in the world before, and what was learned of paths.
     pub fn inherit(&mut self, before: &World) {
+        self.paths.inherit(&before.paths);
         if let (Some(limits), Some(before)) = (&mut self.limits, &before.limits) {
             limits.inherit(before);
         }
+    }
+
+    /// Forgets smaller paths that were learned long ago. For one thread, now and then.
+    pub fn forget_paths(&self, now: u64) {
+        self.paths.forget(now);
     }
 
     /// The peer that sends tunnel frames from an underlay address.

@@ -95,9 +95,7 @@ fn start(memory: Memory, arguments: &Arguments) -> anyhow::Result<Means> {
         let cpu = arguments.cpus.get(usize::from(number) % arguments.cpus.len().max(1)).copied();
         worker::spawn(number, cpu, (&eal, &buffers, tracking), &shared)?;
     }
-    if let Some(tracking) = tracking {
-        sweeper::spawn(tracking, Arc::clone(&shared))?;
-    }
+    sweeper::spawn(tracking, Arc::clone(&shared))?;
     Ok(Means { eal, buffers, shared, tracking, limits: limit.into_iter().collect() })
 }
 

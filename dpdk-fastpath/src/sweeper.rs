@@ -1,4 +1,4 @@
-//! Ends connections that were not seen for too long, on a thread of its own.
+//! Ends connections that were not seen for too long, and forgets paths that were learned long ago, on a thread of its own.
 
 use std::sync::Arc;
 use std::thread;
@@ -18,16 +18,20 @@ const ROUNDS: u32 = 10;
 const AT_ONCE: u32 = 32_768;
 
 /// Starts it.
-pub(crate) fn spawn(tracking: Tracking, shared: Arc<Shared>) -> anyhow::Result<()> {
-    let run = move || sweep(&tracking, &shared);
+pub(crate) fn spawn(tracking: Option<Tracking>, shared: Arc<Shared>) -> anyhow::Result<()> {
+    let run = move || sweep(tracking.as_ref(), &shared);
     thread::Builder::new().name("sweeper".into()).spawn(run).context("starting the sweeper")?;
     Ok(())
 }
 
-fn sweep(Tracking { connections, timeouts }: &Tracking, shared: &Shared) -> ! {
+fn sweep(tracking: Option<&Tracking>, shared: &Shared) -> ! {
     let (mut from, mut waiting) = (0, None::<(Ended, Vec<u64>)>);
     loop {
         thread::sleep(PERIOD);
+        if let Some(world) = shared.world() {
+            world.forget_paths(clock::now());
+        }
+        let Some(Tracking { connections, timeouts }) = tracking else { continue };
         if let Some((ended, turns)) = waiting.take() {
             if shared.have_turned(&turns) {
                 connections.settle(ended);

@@ -4,7 +4,9 @@
 //! Taken are only frames to our address and port with our network identifier, so the node keeps its uplink and everything
 //! else on it. `fwd` exists in netdev tables only: this is our second table.
 
-use causeway_model::{Family, Settings, UplinkKind};
+use std::net::IpAddr;
+
+use causeway_model::{Settings, UplinkKind};
 use nix::net::if_::if_nametoindex;
 
 use crate::error::KernelError;
@@ -93,15 +95,30 @@ pub(crate) fn remove() -> Result<(), KernelError> {
 }
 
 fn document(settings: &Settings, uplink: &str) -> String {
-    let header = match settings.underlay_family() {
-        Family::V4 => "ip",
-        Family::V6 => "ip6",
+    // What routers say of our frames quotes them: their protocol, their source, their port. Offsets count from the ICMP header.
+    let (header, about) = match settings.tunnel_address {
+        IpAddr::V4(own) => {
+            let own = u32::from(own);
+            let quoted = format!("@th,136,8 17 @th,160,32 {own:#x} @th,240,16 {}", settings.overlay.port);
+            ("ip", format!("icmp type destination-unreachable icmp code frag-needed {quoted}"))
+        }
+        IpAddr::V6(own) => {
+            let own = u128::from(own);
+            let quoted = format!("@th,112,8 17 @th,128,128 {own:#x} @th,400,16 {}", settings.overlay.port);
+            ("ip6", format!("icmpv6 type packet-too-big {quoted}"))
+        }
     };
     let (address, port, vni) =
         (settings.tunnel_address, settings.overlay.port, u32::from(settings.overlay.vni));
     let fate = match settings.uplink {
         UplinkKind::HostRouted => format!("fwd to \"{UPLINK_LINK}\""),
         UplinkKind::Ethdev => "drop".to_owned(),
+    };
+    // The node itself may say it, too, where its own route is the narrow place; it sees all of them besides.
+    let hear = match settings.uplink {
+        UplinkKind::HostRouted => format!("  {header} daddr {address} {about} dup to \"{UPLINK_LINK}\"\n"),
+        // A device of its own shows them to the fast path.
+        UplinkKind::Ethdev => String::new(),
     };
     format!(
         "add table netdev {TABLE}
@@ -110,7 +127,10 @@ table netdev {TABLE} {{
  chain uplink {{
   type filter hook ingress device \"{uplink}\" priority -310; policy accept;
   {header} daddr {address} udp dport {port} @th,96,24 {vni} {fate}
- }}
+{hear} }}
+ chain own {{
+  type filter hook ingress device \"lo\" priority -310; policy accept;
+{hear} }}
 }}
 "
     )

@@ -24,7 +24,7 @@ use crate::objects::{HOST_LINK, Object, Sysctl, TUNNEL_LINK, UPLINK_LINK, is_pod
 use crate::observe::{self, Link};
 use crate::ruleset::Ruleset;
 use crate::sysctl::Before;
-use crate::{conntrack, pod, refused, removal, shaping, uplink, veth};
+use crate::{conntrack, paths, pod, refused, removal, shaping, uplink, veth};
 
 /// How the kernel path is to be run.
 #[derive(Clone, Debug)]
@@ -156,12 +156,22 @@ impl KernelDataplane {
         let captures = settings.tunnel == TunnelOwner::FastPath
             && (uplink_port || settings.uplink == UplinkKind::Ethdev);
         let uplink = captures.then(|| uplink::find(settings.tunnel_address).ok().flatten()).flatten();
+        let known = self.desired.as_ref().map(|desired| &desired.facts.path_mtus);
+        let path_mtus = if settings.tunnel == TunnelOwner::Kernel {
+            paths::learned(snapshot, known.unwrap_or(&BTreeMap::new())).unwrap_or_else(|error| {
+                tracing::warn!(%error, "smaller paths to other nodes");
+                known.cloned().unwrap_or_default()
+            })
+        } else {
+            BTreeMap::new()
+        };
         Facts {
             host_port: links.contains_key(HOST_LINK),
             uplink_port,
             uplink: uplink.map(|uplink| Uplink { name: uplink.name }),
             lenient: self.lenient,
             other_tunnels,
+            path_mtus,
         }
     }
 

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use causeway_model::{
-    Delta, Endpoint, Family, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, IpNetwork, Node, Path, PortKind, Settings,
-    Snapshot, TunnelOwner,
+    Delta, Endpoint, Family, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, IpNetwork, Node, NodeId, Path, PortKind,
+    Settings, Snapshot, TunnelOwner,
 };
 
 use crate::capture::Uplink;
@@ -35,6 +35,8 @@ pub(crate) struct Facts {
     pub(crate) lenient: bool,
     /// Network identifiers of other tunnel devices of this node on our port.
     pub(crate) other_tunnels: Vec<u32>,
+    /// The longest packets for nodes whose paths carry less than usual, where the kernel has the tunnel.
+    pub(crate) path_mtus: BTreeMap<NodeId, u16>,
 }
 
 /// What one part of a snapshot asks for.
@@ -372,6 +374,7 @@ impl Context<'_> {
         {
             wishes.objects.push(Object::Forwarding { link: link.into(), mac, to });
         }
+        let mtu = self.facts.path_mtus.get(&peer.id).copied();
         for family in Family::BOTH {
             let host = peer.overlay_host_address(family);
             wishes.objects.extend(host.map(neighbour));
@@ -381,14 +384,14 @@ impl Context<'_> {
                 } else if host.is_none() {
                     continue;
                 }
-                wishes.objects.push(self.route(MAIN_TABLE, prefix, link, host, self.source(family), None));
+                wishes.objects.push(self.route(MAIN_TABLE, prefix, link, host, self.source(family), mtu));
             }
             for address in peer.underlay.iter().copied().filter(|a| Family::of(*a) == family) {
                 // A node that has no pods of this family has no next hop of it either: then the address is its own.
                 if host.is_none() {
                     wishes.objects.push(neighbour(address));
                 }
-                wishes.objects.push(self.route(ROUTE_TABLE, single(address), link, host, None, None));
+                wishes.objects.push(self.route(ROUTE_TABLE, single(address), link, host, None, mtu));
             }
         }
         wishes

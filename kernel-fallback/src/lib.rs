@@ -22,6 +22,7 @@ mod nfnetlink;
 mod nft;
 mod objects;
 mod observe;
+mod paths;
 pub mod pod;
 mod refused;
 mod removal;

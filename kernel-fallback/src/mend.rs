@@ -43,7 +43,7 @@ impl KernelDataplane {
 
     fn pass(&mut self, mended: &mut Vec<String>, suspicious: bool) -> Result<(), KernelError> {
         let links = observe::links(&mut self.netlink)?;
-        self.look_around(&links);
+        let suspicious = self.look_around(&links) || suspicious;
         if links.keys().any(|name| is_leaving(name)) {
             self.reaper.delete_group();
         }
@@ -61,13 +61,16 @@ impl KernelDataplane {
         tunnel.and(KernelError::all(errors))
     }
 
-    /// Takes up what has changed about the node: the host port came, somebody made a tunnel of their own.
-    fn look_around(&mut self, links: &BTreeMap<String, Link>) {
-        let Some(desired) = &self.desired else { return };
+    /// Takes up what has changed about the node: the host port came, somebody made a tunnel of their own, a path got narrow.
+    /// Returns whether something has.
+    fn look_around(&mut self, links: &BTreeMap<String, Link>) -> bool {
+        let Some(desired) = &self.desired else { return false };
         let facts = self.facts(links, &desired.snapshot);
-        if facts != desired.facts {
+        let changed = facts != desired.facts;
+        if changed {
             self.desired = Some(Desired::new(desired.snapshot.clone(), facts));
         }
+        changed
     }
 
     /// On a node whose tunnel is the kernel's, what an earlier fast path left.

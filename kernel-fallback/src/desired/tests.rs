@@ -130,6 +130,21 @@ fn a_peer_is_reached_through_the_tunnel_at_its_own_hardware_address() {
 }
 
 #[test]
+fn a_narrow_path_is_the_mtu_of_every_route_to_its_node() {
+    let Delta::Peer(node) = peer() else { unreachable!("a node") };
+    let narrow = Facts { path_mtus: [(node.id, 1350)].into(), ..facts(false) };
+    for (facts, mtu) in [(narrow, Some(1350)), (facts(false), None)] {
+        let mut desired = Desired::new(state(TunnelOwner::Kernel), facts);
+        let routes: Vec<_> = desired.apply([peer()]).objects.new;
+        let mtus: Vec<_> = routes
+            .iter()
+            .filter_map(|object| if let Object::Route(route) = object { Some(route.mtu) } else { None })
+            .collect();
+        assert_eq!(mtus, [mtu; 4]);
+    }
+}
+
+#[test]
 fn a_peer_without_pods_of_a_family_is_reached_at_its_address_itself() {
     let peer = node(2, &["192.0.2.2", "2001:db8::2"], &["10.70.2.0/24", "10.70.2.128/25"]);
     assert_eq!(

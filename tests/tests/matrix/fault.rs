@@ -29,6 +29,7 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("stranger-known", "spoof"),
     ("marks-lost", "tunnel"),
     ("deny-new-missing", "tunnel"),
+    ("narrow-unsaid", "tunnel"),
     ("config-good", "bad_input"),
     ("port-unmapped", "capabilities"),
     ("limit-missing", "capabilities"),

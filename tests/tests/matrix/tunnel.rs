@@ -2,6 +2,7 @@
 
 mod fragments;
 mod inward;
+mod narrow;
 mod outward;
 mod packets;
 
@@ -14,6 +15,9 @@ pub const STORIES: &[(&str, Story)] = &[
     ("what_goes_in_is_so_over_ipv6_too", outward::over_ipv6),
     ("fragments_go_where_their_first_goes", fragments::fragments_go_where_their_first_goes),
     ("fragments_that_lie_reach_nobody", fragments::fragments_that_lie_reach_nobody),
+    ("a_narrow_path_is_learned", narrow::over_ipv4),
+    ("a_narrow_path_is_learned_over_ipv6_too", narrow::over_ipv6),
+    ("a_narrow_route_of_the_node_is_learned", narrow::a_narrow_route_of_the_node_is_learned),
     ("another_tunnel_of_the_node_goes_on", inward::another_tunnel_of_the_node_goes_on),
 ];
 

@@ -22,18 +22,18 @@ const SILENCE: Duration = Duration::from_millis(100);
 const DF: u16 = 0x4000;
 
 /// A pod that sends whatever it likes, and a peer's wire that is looked at.
-struct Scene {
-    lab: Lab,
-    peer: Node,
-    node: Node,
-    pod: Pod,
-    mouth: PacketSocket,
-    wire: PacketSocket,
+pub(super) struct Scene {
+    pub(super) lab: Lab,
+    pub(super) peer: Node,
+    pub(super) node: Node,
+    pub(super) pod: Pod,
+    pub(super) mouth: PacketSocket,
+    pub(super) wire: PacketSocket,
     mac: Mac,
 }
 
 impl Scene {
-    fn new(matrix: &Matrix, underlay: Underlay) -> anyhow::Result<Self> {
+    pub(super) fn new(matrix: &Matrix, underlay: Underlay) -> anyhow::Result<Self> {
         // On this wire frames are whole and their checksums are those that a NIC would send.
         let lab = matrix.lab(|spec| {
             (spec.underlay, spec.wire, spec.config) = (underlay, WireKind::Userspace, configured());
@@ -56,7 +56,7 @@ impl Scene {
         Ok(scene)
     }
 
-    fn ends(&self) -> (IpAddr, IpAddr) {
+    pub(super) fn ends(&self) -> (IpAddr, IpAddr) {
         (self.node.plan.node.underlay[0], self.peer.plan.node.underlay[0])
     }
 
@@ -64,12 +64,12 @@ impl Scene {
         (self.pod.address(family), foreign_pod(&self.peer, family))
     }
 
-    fn udp(&self, family: Family, port: u16, payload: &[u8]) -> Vec<u8> {
+    pub(super) fn udp(&self, family: Family, port: u16, payload: &[u8]) -> Vec<u8> {
         udp(self.inner_ends(family), (4000, port), payload)
     }
 
     /// Sends a packet as the pod and returns the tunnel frames that come of it: so many, or all until it is silent.
-    fn sends(&self, packet: &[u8], expected: usize) -> anyhow::Result<Vec<Seen>> {
+    pub(super) fn sends(&self, packet: &[u8], expected: usize) -> anyhow::Result<Vec<Seen>> {
         self.sends_frame(&ether(GATEWAY_MAC.0, self.mac, packet), expected)
     }
 
@@ -231,7 +231,7 @@ fn too_long(scene: &Scene, family: Family) -> anyhow::Result<()> {
 }
 
 /// The MTU that an error tells a pod, and the packet it is about.
-fn error_of(frame: &[u8], family: Family) -> Option<(usize, Vec<u8>)> {
+pub(super) fn error_of(frame: &[u8], family: Family) -> Option<(usize, Vec<u8>)> {
     let (protocol, at, kind) = match family {
         Family::V4 => (*frame.get(23)?, 34, [3, 4]),
         Family::V6 => (*frame.get(20)?, 54, [2, 0]),

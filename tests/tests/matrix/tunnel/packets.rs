@@ -129,6 +129,8 @@ pub struct Seen {
     /// What the checksum must be if it is not zero.
     pub right_checksum: u16,
     pub vxlan: [u8; 8],
+    /// The outer packet.
+    pub outer: Vec<u8>,
     /// The inner frame.
     pub inner: Vec<u8>,
 }
@@ -166,6 +168,7 @@ impl Seen {
             checksum: word(6),
             right_checksum: right_checksum(ends, datagram),
             vxlan: datagram[8..16].try_into().ok()?,
+            outer: packet[..len].to_vec(),
             inner: datagram[16..].to_vec(),
         })
     }
