@@ -2,7 +2,9 @@
 
 mod clock;
 mod control;
+mod cpus;
 mod ethdev;
+mod idleness;
 mod memory;
 mod packet;
 mod sweeper;
@@ -42,7 +44,7 @@ struct Arguments {
     /// Poll loops.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
     workers: u16,
-    /// The CPUs the poll loops run on, one each in turn, as in 2,3; where the system likes without.
+    /// The CPUs the poll loops run on, one each in turn, as in 2,3; without, one each of those this process may run on.
     #[arg(long, value_delimiter = ',')]
     cpus: Vec<usize>,
     /// The file that remembers connections over a restart.
@@ -91,9 +93,10 @@ fn start(memory: Memory, arguments: &Arguments) -> anyhow::Result<Means> {
     let buffers = Buffers::new(&eal)?;
     let shared = Arc::new(Shared::new(arguments.workers).context("making the workers' wake-up calls")?);
     let (tracking, limit) = remember(arguments)?;
-    for number in 0..arguments.workers {
-        let cpu = arguments.cpus.get(usize::from(number) % arguments.cpus.len().max(1)).copied();
-        worker::spawn(number, cpu, (&eal, &buffers, tracking), &shared)?;
+    let allowed = cpus::allowed().context("asking which CPUs there are")?;
+    let spin = idleness::spin(arguments.workers, allowed.len());
+    for (number, cpu) in (0..).zip(cpus::of_workers(arguments.workers, &arguments.cpus, &allowed)) {
+        worker::spawn(number, (cpu, spin), (&eal, &buffers, tracking), &shared)?;
     }
     sweeper::spawn(tracking, Arc::clone(&shared))?;
     Ok(Means { eal, buffers, shared, tracking, limits: limit.into_iter().collect() })

@@ -14,7 +14,7 @@ use crate::tap::TapPort;
 /// How many endpoints a fast path can carry at once.
 pub(crate) const SLOTS: u16 = 4096;
 /// The mark of a wake-up call among the events of a worker's descriptors.
-pub(crate) const WAKE_UP: u64 = u64::MAX;
+const WAKE_UP: u64 = u64::MAX;
 /// How long an idle worker leaves a port alone that has no descriptor to wait on.
 pub(crate) const BOUND: Duration = Duration::from_millis(1);
 /// How long a worker may take to notice a new table: it is in the middle of a burst, or waking.
@@ -32,6 +32,10 @@ pub(crate) enum Served {
 pub(crate) struct Wait {
     pub(crate) epoll: Epoll,
     pub(crate) at_most: EpollTimeout,
+    /// Whether there are TAPs among what it waits for.
+    pub(crate) taps: bool,
+    /// Whether there are devices that have no descriptor.
+    pub(crate) devices: bool,
 }
 
 /// Everything that a worker reads; never changed, only replaced.
@@ -157,17 +161,20 @@ impl Shared {
     fn waits_of(&self, worker: usize, ports: &[(Port, Served)]) -> nix::Result<Wait> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&self.workers[worker].wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE_UP))?;
-        let mut at_most = EpollTimeout::NONE;
+        let (mut taps, mut devices) = (false, false);
         for (index, (_, served)) in ports.iter().enumerate() {
             let Served::Tap(tap) = served else {
-                at_most = EpollTimeout::try_from(BOUND).unwrap_or(EpollTimeout::ZERO);
+                devices = true;
                 continue;
             };
             for queue in queues_of(worker, self.workers.len(), tap.queues.len()) {
-                epoll.add(&tap.queues[queue], EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
+                taps = true;
+                let mark = mark_of(index, queue);
+                epoll.add(&tap.queues[queue], EpollEvent::new(EpollFlags::EPOLLIN, mark))?;
             }
         }
-        Ok(Wait { epoll, at_most })
+        let bound = EpollTimeout::try_from(BOUND).unwrap_or(EpollTimeout::ZERO);
+        Ok(Wait { epoll, at_most: if devices { bound } else { EpollTimeout::NONE }, taps, devices })
     }
 
     /// Takes up the newest table if it is another one than `seen`; the old one is the control thread's to free.
@@ -245,6 +252,16 @@ impl Shared {
         retired.clear();
         Ok(())
     }
+}
+
+/// The mark of a TAP's queue among the events of a worker's descriptors.
+fn mark_of(index: usize, queue: usize) -> u64 {
+    (index as u64) << 32 | queue as u64
+}
+
+/// The index of the port, and the queue, that an event is about; none when it is a wake-up call.
+pub(crate) fn queue_of(mark: u64) -> Option<(usize, usize)> {
+    (mark != WAKE_UP).then_some(((mark >> 32) as usize, mark as u32 as usize))
 }
 
 /// The queues of a port that one of several workers serves: dealt in turn, each to one.

@@ -1,45 +1,42 @@
-//! The poll loop.
+//! The loop of a worker: frames in, the program over them, frames out.
 
-use std::hint;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use causeway_datapath::{Burst, Capabilities, Port, Tracking, Worker, fit, from_host, from_pod, from_uplink};
 use causeway_model::DropReason;
 use dpdk_sys::Eal;
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
-use nix::unistd::Pid;
+use nix::sys::prctl;
 
-use crate::clock;
 use crate::ethdev::{Seat, Sent};
+use crate::idleness::Idleness;
 use crate::packet::{Buffers, Packet};
-use crate::table::{Served, Shared, Table, WAKE_UP, Wait, queues_of};
+use crate::table::{Served, Shared, Table, Wait, queue_of};
 use crate::tap::{Read, Spare, TapPort};
+use crate::{clock, cpus};
 
-/// How long a worker without work looks again and again.
-const SPIN: Duration = Duration::from_micros(50);
-/// How long after that it only naps between looks.
-const NAP_UNTIL: Duration = Duration::from_micros(500);
-const NAP: Duration = Duration::from_micros(20);
-/// How long it sleeps when its descriptors say that something is broken, which would wake it at once again.
-const BROKEN: Duration = Duration::from_millis(1);
-/// Events taken at once; which they are does not matter, every port is looked at.
-const EVENTS: usize = 16;
+/// Events taken at once: those that do not fit come first next time.
+const EVENTS: usize = 32;
+/// How long a worker rests whose descriptors would wake it at once again although it can do nothing: something is broken, or no
+/// buffer is free.
+const STUCK: Duration = Duration::from_millis(1);
+/// While devices keep a worker busy and its TAPs had nothing, these are asked for once in so many turns.
+const TURNS: u32 = 8;
 
 /// Starts a worker.
 pub(crate) fn spawn(
     number: u16,
-    cpu: Option<usize>,
+    (cpu, spin): (Option<usize>, Duration),
     (eal, buffers, tracking): (&Eal, &Buffers, Option<Tracking>),
     shared: &Arc<Shared>,
 ) -> anyhow::Result<()> {
     let (eal, shared, buffers) = (eal.clone(), Arc::clone(shared), buffers.clone());
     let run = move || {
         if let Some(cpu) = cpu
-            && let Err(errno) = pin(cpu)
+            && let Err(errno) = cpus::pin(cpu)
         {
             tracing::warn!("worker {number} runs where the system likes: CPU {cpu}: {errno}");
         }
@@ -48,16 +45,14 @@ pub(crate) fn spawn(
         if let Err(error) = &registered {
             tracing::warn!("worker {number}: {error}");
         }
-        Loop::new(number.into(), shared, buffers, tracking).run();
+        // A nap is 50 µs longer than it should be otherwise.
+        if let Err(errno) = prctl::set_timerslack(1) {
+            tracing::warn!("worker {number} naps longer than it should: {errno}");
+        }
+        Loop::new(number.into(), (shared, buffers, tracking), Idleness::new(spin)).run();
     };
     thread::Builder::new().name(format!("worker-{number}")).spawn(run).context("starting a worker")?;
     Ok(())
-}
-
-fn pin(cpu: usize) -> nix::Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &set)
 }
 
 struct Loop {
@@ -69,17 +64,24 @@ struct Loop {
     spare: Spare,
     /// Its queues of devices, by the index of the port.
     seats: Vec<Option<Box<Seat>>>,
+    idleness: Idleness,
+    /// Turns since a TAP had something.
+    without_tap: u32,
 }
 
 impl Loop {
-    fn new(number: usize, shared: Arc<Shared>, buffers: Buffers, tracking: Option<Tracking>) -> Self {
+    fn new(
+        number: usize,
+        (shared, buffers, tracking): (Arc<Shared>, Buffers, Option<Tracking>),
+        idleness: Idleness,
+    ) -> Self {
         let worker = Worker::new(buffers.clone(), Arc::clone(&shared.workers[number].tally));
         let worker = match tracking {
             Some(tracking) => worker.tracking(tracking),
             None => worker,
         };
         let (burst, spare) = (Burst::new(), Spare::default());
-        Self { number, shared, buffers, worker, burst, spare, seats: Vec::new() }
+        Self { number, shared, buffers, worker, burst, spare, seats: Vec::new(), idleness, without_tap: 0 }
     }
 
     fn run(mut self) {
@@ -90,18 +92,11 @@ impl Loop {
                 break table;
             }
         };
-        let mut idle_since = None;
         loop {
             self.shared.report(self.number, seen);
-            let busy = self.poll(&table);
+            self.turn(&table);
             if self.worker.is_waiting() {
                 self.worker.let_go(clock::now());
-            }
-            if busy {
-                idle_since = None;
-            } else {
-                let since = *idle_since.get_or_insert_with(Instant::now);
-                self.rest(since.elapsed(), &table);
             }
             if let Some(new) = self.shared.take_up(self.number, &mut seen) {
                 self.change_seats(&table, &new);
@@ -124,30 +119,56 @@ impl Loop {
         self.seats.extend(new.ports.iter().map(seat));
     }
 
-    /// Looks at every queue of this worker once; true when any had a frame.
-    fn poll(&mut self, table: &Table) -> bool {
-        let mut busy = false;
-        for (index, (port, served)) in table.ports.iter().enumerate() {
-            busy |= match served {
-                Served::Tap(tap) => self.poll_tap(*port, tap, table),
-                Served::Ethdev(_) => self.poll_ethdev(*port, index, table),
+    /// Serves the TAPs that have something and looks at every device once; waits before, if there was nothing for long.
+    fn turn(&mut self, table: &Table) {
+        let Some(wait) = table.waits.get(self.number) else { return };
+        let mut rest = self.idleness.rest(wait);
+        if self.worker.is_waiting() && rest != EpollTimeout::ZERO {
+            // Fragments that wait are let go in time.
+            rest = EpollTimeout::from(1_u8);
+        }
+        let mut busy = self.asks_taps(wait, rest) && self.poll_taps(table, wait, rest);
+        for index in &table.ethdevs {
+            busy |= self.poll_ethdev(table.ports[*index].0, *index, table);
+        }
+        self.idleness.note(busy);
+    }
+
+    /// Whether to ask in this turn which TAPs have something: a call into the kernel, which devices need not wait for each time.
+    fn asks_taps(&mut self, wait: &Wait, rest: EpollTimeout) -> bool {
+        self.without_tap = self.without_tap.wrapping_add(1);
+        let due = self.idleness.is_idle() || self.without_tap < 2 || self.without_tap.is_multiple_of(TURNS);
+        rest != EpollTimeout::ZERO || (wait.taps && due)
+    }
+
+    /// Waits for TAPs, and serves those that have something; true when any had a frame.
+    fn poll_taps(&mut self, table: &Table, wait: &Wait, rest: EpollTimeout) -> bool {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        let named = wait.epoll.wait(&mut events, rest).unwrap_or(0);
+        let (mut busy, mut stuck) = (false, false);
+        for event in &events[..named] {
+            let Some((index, queue)) = queue_of(event.data()) else {
+                self.shared.hear(self.number);
+                continue;
             };
+            if let Some((port, Served::Tap(tap))) = table.ports.get(index) {
+                let read = self.read_tap(*port, tap, queue);
+                stuck |= read == Read::NoBuffer || event.events().contains(EpollFlags::EPOLLERR);
+                busy |= self.forward(*port, table);
+            }
+        }
+        if busy {
+            self.without_tap = 0;
+        } else if stuck {
+            thread::sleep(STUCK);
         }
         busy
     }
 
-    fn poll_tap(&mut self, port: Port, tap: &TapPort, table: &Table) -> bool {
-        let mut busy = false;
-        for queue in queues_of(self.number, self.shared.workers.len(), tap.queues.len()) {
-            let worker = &self.worker;
-            let refuse = |reason, bytes| worker.tally().dropped(reason, bytes, port);
-            let read = tap.receive(queue, &mut self.burst, &mut self.spare, &self.buffers, refuse);
-            if read == Read::NoBuffer {
-                self.worker.tally().dropped(DropReason::NoBuffer, 0, port);
-            }
-            busy |= self.forward(port, table);
-        }
-        busy
+    fn read_tap(&mut self, port: Port, tap: &TapPort, queue: usize) -> Read {
+        let worker = &self.worker;
+        let refuse = |reason, bytes| worker.tally().dropped(reason, bytes, port);
+        tap.receive(queue, &mut self.burst, &mut self.spare, &self.buffers, refuse)
     }
 
     fn poll_ethdev(&mut self, port: Port, index: usize, table: &Table) -> bool {
@@ -221,26 +242,6 @@ impl Loop {
             let egress = table.ports[*index].0;
             if let Some(seat) = &mut self.seats[*index] {
                 seat.flush(&|sent: Sent| sent.count(tally, egress));
-            }
-        }
-    }
-
-    /// Rests the longer, the longer there was nothing to do.
-    fn rest(&self, idle: Duration, table: &Table) {
-        if idle < SPIN {
-            hint::spin_loop();
-        } else if idle < NAP_UNTIL {
-            thread::sleep(NAP);
-        } else if let Some(Wait { epoll, at_most }) = table.waits.get(self.number) {
-            let mut events = [EpollEvent::empty(); EVENTS];
-            // Fragments that wait are let go in time.
-            let at_most = if self.worker.is_waiting() { EpollTimeout::from(1_u8) } else { *at_most };
-            let woken = epoll.wait(&mut events, at_most).unwrap_or(0);
-            if events[..woken].iter().any(|event| event.data() == WAKE_UP) {
-                self.shared.hear(self.number);
-            }
-            if events[..woken].iter().any(|event| event.events().contains(EpollFlags::EPOLLERR)) {
-                thread::sleep(BROKEN);
             }
         }
     }

@@ -32,7 +32,8 @@ static PROCESS: LazyLock<Mutex<Control>> = LazyLock::new(|| {
     let opened = memory::open(&directory.path().join("connections"), 1024).expect("a table is made");
     let tracking = Tracking { connections: opened.0, timeouts: Timeouts::default() };
     for number in 0..WORKERS {
-        worker::spawn(number, None, (&eal, &buffers, Some(tracking)), &shared).expect("a worker starts");
+        worker::spawn(number, (None, Duration::ZERO), (&eal, &buffers, Some(tracking)), &shared)
+            .expect("a worker starts");
     }
     let means = Means { eal, buffers, shared, tracking: Some(tracking), limits: Vec::new() };
     Mutex::new(Control::new("/nowhere".into(), MemoryMode::Slow, WORKERS, Ok(means)))

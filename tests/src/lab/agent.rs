@@ -4,6 +4,9 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
+
 use super::{Binaries, Datapath, Lab, LabError, Node, NodeRecord};
 use crate::process::Process;
 
@@ -115,7 +118,11 @@ impl Lab {
                 let mut command = Command::new(binaries.get("causeway-fastpath")?);
                 command.arg("--agent").arg(node.directory().join("run/fastpath.sock"));
                 command.arg("--connections").arg(node.directory().join("run/connections"));
-                command.args(self.record()?.spec.fastpath);
+                let record = self.record()?;
+                if !record.spec.fastpath.iter().any(|option| option == "--cpus") {
+                    command.args(["--cpus", &cpus(record.node(name)?.number)?]);
+                }
+                command.args(record.spec.fastpath);
                 command
             }
         };
@@ -175,6 +182,16 @@ impl Lab {
             Ok(())
         })
     }
+}
+
+/// All CPUs there are, beginning with another one for each node: nodes of a lab share a machine, and their first workers
+/// shall not share a CPU.
+fn cpus(node: usize) -> Result<String, LabError> {
+    let set = sched_getaffinity(Pid::from_raw(0));
+    let set = set.map_err(|errno| LabError::io("asking which CPUs there are", errno.into()))?;
+    let all: Vec<_> = (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect();
+    let turned = all.iter().cycle().skip(node).take(all.len());
+    Ok(turned.map(ToString::to_string).collect::<Vec<_>>().join(","))
 }
 
 /// The command behind others that change what it sees of the file system. It keeps its process number: each of them is

@@ -15,7 +15,7 @@ const ROOM: usize = 4 << 20;
 
 /// Sends datagrams with this length of payload, many a call, left to be cut by whoever can do it last (UDP_SEGMENT), and returns
 /// how many arrived: all of them, each once and as it was sent. Anything else is an error. Their order within a call is another
-/// story's: a worker that the scheduler moves leaves frames behind in the kernel's queue of the CPU it was on.
+/// story's.
 pub fn udp_segments(
     from: &Namespace,
     to: &Namespace,
