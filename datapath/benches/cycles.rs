@@ -60,7 +60,7 @@ impl Pool for Dry {
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let tracked = |on| if on { ", connections" } else { "" };
+    let tracked = |on| if on { ", connections" } else { ", stateless" };
     println!("{:<28}{:>8}  {:>24}  {:>12}", "cycles a frame", "flows", "program (min … max)", "in and out");
     let cases = [
         ("encap IPv4", 1, 2, Family::V4),

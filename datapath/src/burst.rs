@@ -89,19 +89,19 @@ impl<B: Buffer> Burst<B> {
     /// Runs one stage: keeps what it keeps, frees what it refuses.
     #[inline]
     pub(crate) fn sift(&mut self, mut stage: impl FnMut(&mut Frame<B>, &mut Pieces<B>) -> bool) {
-        // One place that calls the stage, unlike `retain_mut`'s two, so that the stage is compiled into the loop.
-        let mut kept = 0;
-        for at in 0..self.frames.len() {
-            if stage(&mut self.frames[at], &mut self.pieces) {
-                if kept != at {
-                    self.frames.swap(kept, at);
-                }
-                kept += 1;
-            }
+        // Nearly always every frame is kept, and closing gaps is another loop's work.
+        let mut refused = 0;
+        for frame in &mut self.frames {
+            frame.refused = !stage(frame, &mut self.pieces);
+            refused += usize::from(frame.refused);
         }
-        self.frames.truncate(kept);
-        // Both vectors are sized so that this never allocates.
-        self.frames.append(&mut self.pieces.0);
+        if refused > 0 {
+            self.frames.retain(|frame| !frame.refused);
+        }
+        if !self.pieces.0.is_empty() {
+            // Both vectors are sized so that this never allocates.
+            self.frames.append(&mut self.pieces.0);
+        }
     }
 }
 

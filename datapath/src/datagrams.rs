@@ -14,7 +14,7 @@ use crate::packet::{Family, Front, Ip};
 use crate::send::{Hop, send};
 use crate::track::{Tracking, stand};
 use crate::world::World;
-use crate::{Buffer, Frame, Pool, Port, Tally};
+use crate::{Buffer, Frame, Pool, Port, Tally, Worker};
 
 /// Datagrams that a worker remembers, 1.1 KiB each: in so many sets of so many.
 const SETS: usize = 256;
@@ -107,6 +107,15 @@ pub(crate) struct Hands<'a, P: Pool> {
     pub(crate) pieces: &'a mut Pieces<P::Buffer>,
     pub(crate) tracking: Option<&'a Tracking>,
     pub(crate) tally: &'a Tally,
+}
+
+impl<'a, P: Pool> Hands<'a, P> {
+    /// Those of a worker. Made anew where a function is called: what a call is handed lies in memory from then on.
+    #[inline(always)]
+    pub(crate) fn of(worker: &'a mut Worker<P>, pieces: &'a mut Pieces<P::Buffer>) -> Self {
+        let Worker { pool, tracking, datagrams, tally, .. } = worker;
+        Self { pool, datagrams, pieces, tracking: tracking.as_ref(), tally }
+    }
 }
 
 impl Piece {
@@ -311,8 +320,9 @@ pub(crate) fn pass<P: Pool, I: Ip>(
     (world, now): (&World, u64),
     mut hands: Hands<'_, P>,
 ) -> Result<Kept, DropReason> {
-    if !matches!(from, Port::Endpoint(_)) && !matches!(frame.egress, Port::Endpoint(_)) {
-        return send(frame, front, hop, world, hands.pool, hands.pieces);
+    let egress = frame.egress;
+    if !matches!(from, Port::Endpoint(_)) && !matches!(egress, Port::Endpoint(_)) {
+        return send(frame, front, (hop, egress), world, hands.pool, hands.pieces);
     }
     let packet = frame.head().get(Ethernet::LEN..).ok_or(DropReason::Malformed)?;
     let piece = Piece::of(packet, frame.len() - Ethernet::LEN, front)?;
@@ -333,7 +343,7 @@ pub(crate) fn pass<P: Pool, I: Ip>(
     } else {
         match datagram.fate {
             Fate::Passes(connection) => go_along(frame, connection, (hands.tracking, now))
-                .and_then(|()| send(frame, front, hop, world, hands.pool, hands.pieces)),
+                .and_then(|()| send(frame, front, (hop, egress), world, hands.pool, hands.pieces)),
             Fate::Refused(reason) => Err(reason),
             Fate::None | Fate::Open | Fate::Spoilt => {
                 hands.datagrams.wait((at, hop), frame, (world, now), hands.pool)
@@ -358,7 +368,8 @@ fn first<P: Pool, I: Ip>(
     match stand(frame, front, from, hands.tracking, world, now) {
         Ok(connection) => {
             hands.datagrams.known[at].fate = Fate::Passes(connection);
-            let kept = send(frame, front, hop, world, hands.pool, hands.pieces);
+            let egress = frame.egress;
+            let kept = send(frame, front, (hop, egress), world, hands.pool, hands.pieces);
             release::<P, I>((at, connection), (world, now), hands);
             kept
         }
@@ -383,12 +394,12 @@ fn release<P: Pool, I: Ip>(
             return;
         };
         let Waiting { world: number, hop, mut frame, .. } = hands.datagrams.waiting.remove(index);
-        let (bytes, port) = (frame.len(), whose(from, &frame));
+        let (bytes, port, egress) = (frame.len(), whose(from, &frame), frame.egress);
         // Its way was found among pods and peers that may be others now.
         let sent = if number == world.number {
             go_along(&frame, connection, (hands.tracking, now)).and_then(|()| {
                 let front = I::front(frame.head().get(Ethernet::LEN..).unwrap_or_default())?;
-                send(&mut frame, &front, hop, world, hands.pool, hands.pieces)
+                send(&mut frame, &front, (hop, egress), world, hands.pool, hands.pieces)
             })
         } else {
             Err(DropReason::LoneFragment)

@@ -31,22 +31,34 @@ impl Capabilities {
     }
 }
 
-/// Does what a port cannot: hands `sink` the frame itself, with its checksum complete if need be, or the segments it stands for.
+/// Does what a port cannot, if a sender left anything undone: hands `sink` the frame itself, with its checksum complete if need be, or the segments it stands for.
+#[inline(always)]
 pub fn fit<P: Pool>(
-    mut frame: Frame<P::Buffer>,
+    frame: Frame<P::Buffer>,
     port: Capabilities,
     pool: &mut P,
     mut sink: impl FnMut(Frame<P::Buffer>),
 ) -> Result<(), DropReason> {
-    if !frame.offload.is_none() && !port.takes(&frame) {
-        if frame.offload.gso.is_some() {
-            return segment::segment(&frame, pool, |segment, _| {
-                sink(segment);
-                Ok(())
-            });
-        }
-        complete(&mut frame)?;
+    if frame.offload.is_none() || port.takes(&frame) {
+        sink(frame);
+        return Ok(());
     }
+    finish(frame, pool, &mut sink)
+}
+
+#[inline(never)]
+fn finish<P: Pool>(
+    mut frame: Frame<P::Buffer>,
+    pool: &mut P,
+    sink: &mut dyn FnMut(Frame<P::Buffer>),
+) -> Result<(), DropReason> {
+    if frame.offload.gso.is_some() {
+        return segment::segment(&frame, pool, |segment, _| {
+            sink(segment);
+            Ok(())
+        });
+    }
+    complete(&mut frame)?;
     sink(frame);
     Ok(())
 }

@@ -25,7 +25,7 @@ pub(crate) fn tell_sender<B: Buffer>(
 ) -> bool {
     let (v4, v6, bucket) = match reason {
         DropReason::TooBig => {
-            let mtu = mtu(frame, world);
+            let mtu = mtu((frame.egress, frame.peer), world);
             let v4 = Icmpv4Error::FragmentationNeeded { mtu: mtu as u16 };
             (v4, Icmpv6Error::PacketTooBig { mtu: mtu as u32 }, &mut limits.too_big)
         }

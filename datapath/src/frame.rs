@@ -43,6 +43,8 @@ pub struct Frame<B> {
     pub(crate) peer: u16,
     /// Bytes of tunnel headers in front of the inner frame.
     pub(crate) outer: u8,
+    /// A stage did not keep it.
+    pub(crate) refused: bool,
 }
 
 impl<B: Buffer> Frame<B> {
@@ -53,7 +55,7 @@ impl<B: Buffer> Frame<B> {
         let fits = start.checked_add(head)? <= buffer.head().len() && tail <= buffer.tail().len();
         let (start, head, tail) = (start.try_into().ok()?, head.try_into().ok()?, tail.try_into().ok()?);
         let (offload, egress) = (Offload::NONE, Port::Host);
-        fits.then_some(Self { buffer, start, head, tail, offload, egress, peer: 0, outer: 0 })
+        fits.then_some(Self { buffer, start, head, tail, offload, egress, peer: 0, outer: 0, refused: false })
     }
 
     /// An unwritten frame of `len` bytes in a buffer fresh from the pool.
@@ -67,6 +69,12 @@ impl<B: Buffer> Frame<B> {
     #[expect(clippy::len_without_is_empty, reason = "no frame that anybody receives is empty")]
     pub fn len(&self) -> usize {
         self.head as usize + self.tail as usize
+    }
+
+    /// Bytes of the frame in the first segment.
+    #[inline]
+    pub fn head_len(&self) -> usize {
+        self.head as usize
     }
 
     /// The room before the frame.

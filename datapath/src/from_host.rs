@@ -1,10 +1,10 @@
 use causeway_model::{DropReason, GATEWAY_MAC};
-use causeway_wire::{EtherType, Ethernet, Ipv4, Ipv6};
+use causeway_wire::{EtherType, Ethernet, Ipv4, Ipv6, Malformed};
 
 use crate::bandwidth::limit_receivers;
 use crate::burst::Kept;
 use crate::datagrams::{self, Hands};
-use crate::packet::{Family, Front, Ip, examine};
+use crate::packet::{Family, Front, Ip, common_front, examine, front};
 use crate::send::{Hop, send};
 use crate::track::{approach, track};
 use crate::world::{Owner, World};
@@ -15,39 +15,58 @@ use crate::{Buffer, Burst, Frame, Pool, Port, Worker, gateway};
 pub fn from_host<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker: &mut Worker<P>, now: u64) {
     approach(burst, 0, worker.tracking.as_ref());
     burst.sift(|frame, pieces| {
-        let Worker { pool, tracking, datagrams, tally, .. } = worker;
-        let hands = Hands { pool, datagrams, pieces, tracking: tracking.as_ref(), tally };
-        let verdict = match Family::of(frame.head()) {
-            Some(Family::V4) => forward::<P, Ipv4>(frame, world, now, hands),
-            Some(Family::V6) => forward::<P, Ipv6>(frame, world, now, hands),
-            None => Err(without_packet(frame)),
+        let verdict = match common_front(frame.head()) {
+            Some(front) => forward(frame, front, world, now, Hands::of(worker, pieces)),
+            None => forward_uncommon(frame, world, now, Hands::of(worker, pieces)),
         };
         worker.keeps(verdict, frame, Port::Host, world, now)
     });
     limit_receivers(burst, Port::Host, world, worker, now);
 }
 
+/// Sends on its way what is not of the commonest kind, in a function of its own: the loop has few registers.
+#[inline(never)]
+fn forward_uncommon<P: Pool>(
+    frame: &mut Frame<P::Buffer>,
+    world: &World,
+    now: u64,
+    hands: Hands<'_, P>,
+) -> Result<Kept, DropReason> {
+    match Family::of(frame.head()) {
+        Some(Family::V4) => {
+            let front = front::<Ipv4>(frame.head());
+            forward(frame, front, world, now, hands)
+        }
+        Some(Family::V6) => {
+            let front = front::<Ipv6>(frame.head());
+            forward(frame, front, world, now, hands)
+        }
+        None => Err(without_packet(frame)),
+    }
+}
+
 /// Sends a packet on its way, if it may come by this port.
 #[inline(always)]
 fn forward<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
+    front: Result<Front<I>, Malformed>,
     world: &World,
     now: u64,
     hands: Hands<'_, P>,
 ) -> Result<Kept, DropReason> {
     let (ethernet, _) = Ethernet::split(frame.head())?;
     let to_gateway = ethernet.destination() == GATEWAY_MAC;
-    let front = examine::<_, I>(frame)?;
+    let front = examine(frame, front)?;
     if !to_gateway {
         let talk = gateway::is_neighbour_talk(frame, front.transport);
         return Err(if talk { DropReason::UnansweredNeighbour } else { DropReason::NotForUs });
     }
-    route(frame, &front, world)?;
+    let egress = route(frame, &front, world)?;
     if front.is_fragment() {
         return datagrams::pass(frame, &front, (Port::Host, Hop::Link), (world, now), hands);
     }
     track(frame, &front, Port::Host, hands.tracking, world, now)?;
-    send(frame, &front, Hop::Link, world, hands.pool, hands.pieces)
+    send(frame, &front, (Hop::Link, egress), world, hands.pool, hands.pieces)
 }
 
 /// Why a frame without an IP packet is dropped.
@@ -63,8 +82,12 @@ fn without_packet<B: Buffer>(frame: &Frame<B>) -> DropReason {
 
 /// Finds a packet's way, if its source may come by this port and go that way.
 #[inline(always)]
-fn route<B: Buffer, I: Ip>(frame: &mut Frame<B>, front: &Front<I>, world: &World) -> Result<(), DropReason> {
-    frame.egress = match I::owners(world).get(front.destination) {
+fn route<B: Buffer, I: Ip>(
+    frame: &mut Frame<B>,
+    front: &Front<I>,
+    world: &World,
+) -> Result<Port, DropReason> {
+    let egress = match I::owners(world).get(front.destination) {
         Some(Owner::Endpoint(to)) => Port::Endpoint(to),
         Some(Owner::Peer(peer) | Owner::PeerNode(peer)) => {
             frame.peer = peer;
@@ -76,9 +99,10 @@ fn route<B: Buffer, I: Ip>(frame: &mut Frame<B>, front: &Front<I>, world: &World
     let allowed = match I::owners(world).get(front.source) {
         Some(Owner::Node | Owner::KernelPod) => true,
         // Behind the tunnel nobody would believe it.
-        None => matches!(frame.egress, Port::Endpoint(_)) && I::is_routable(front.source),
+        None => matches!(egress, Port::Endpoint(_)) && I::is_routable(front.source),
         // It would have come by its own port.
         Some(_) => false,
     };
-    if allowed { Ok(()) } else { Err(DropReason::SpoofedAddress) }
+    frame.egress = egress;
+    if allowed { Ok(egress) } else { Err(DropReason::SpoofedAddress) }
 }

@@ -1,10 +1,10 @@
 use causeway_model::{DropReason, GATEWAY_MAC};
-use causeway_wire::{EtherType, Ethernet, IpProtocol, Ipv4, Ipv6, VlanTag};
+use causeway_wire::{EtherType, Ethernet, IpProtocol, Ipv4, Ipv6, Malformed, VlanTag};
 
 use crate::bandwidth::{limit_receivers, limit_sender};
 use crate::burst::Kept;
 use crate::datagrams::{self, Hands};
-use crate::packet::{Family, Front, Ip, Transport, examine};
+use crate::packet::{Family, Front, Ip, Transport, common_front, examine, front};
 use crate::send::{Hop, send};
 use crate::track::{approach, track};
 use crate::world::{Owner, Pod, World};
@@ -25,31 +25,52 @@ pub fn from_pod<P: Pool>(
     let pod = world.pod(slot);
     approach(burst, 0, worker.tracking.as_ref());
     burst.sift(|frame, pieces| {
-        let Worker { pool, tracking, datagrams, tally, .. } = worker;
-        let hands = Hands { pool, datagrams, pieces, tracking: tracking.as_ref(), tally };
-        let family = Family::of(frame.head()).or_else(|| untag(frame));
-        let verdict = match (pod, family) {
+        let verdict = match (pod, common_front(frame.head())) {
             (None, _) => Err(DropReason::NoSuchPort),
-            (Some(pod), Some(Family::V4)) => forward::<P, Ipv4>(frame, (pod, slot), world, now, hands),
-            (Some(pod), Some(Family::V6)) => forward::<P, Ipv6>(frame, (pod, slot), world, now, hands),
-            (Some(pod), None) => without_packet(frame, pod, slot),
+            (Some(pod), Some(front)) => {
+                forward(frame, front, (pod, slot), world, now, Hands::of(worker, pieces))
+            }
+            (Some(pod), None) => forward_uncommon(frame, (pod, slot), world, now, Hands::of(worker, pieces)),
         };
         worker.keeps(verdict, frame, from, world, now)
     });
     limit_receivers(burst, from, world, worker, now);
 }
 
-/// Sends a packet on its way, if the pod may send it.
-#[inline(always)]
-fn forward<P: Pool, I: Ip>(
+/// Sends on its way what is not of the commonest kind, in a function of its own: the loop has few registers.
+#[inline(never)]
+fn forward_uncommon<P: Pool>(
     frame: &mut Frame<P::Buffer>,
     (pod, slot): (&Pod, u16),
     world: &World,
     now: u64,
     hands: Hands<'_, P>,
 ) -> Result<Kept, DropReason> {
+    match Family::of(frame.head()).or_else(|| untag(frame)) {
+        Some(Family::V4) => {
+            let front = front::<Ipv4>(frame.head());
+            forward(frame, front, (pod, slot), world, now, hands)
+        }
+        Some(Family::V6) => {
+            let front = front::<Ipv6>(frame.head());
+            forward(frame, front, (pod, slot), world, now, hands)
+        }
+        None => without_packet(frame, pod, slot),
+    }
+}
+
+/// Sends a packet on its way, if the pod may send it.
+#[inline(always)]
+fn forward<P: Pool, I: Ip>(
+    frame: &mut Frame<P::Buffer>,
+    front: Result<Front<I>, Malformed>,
+    (pod, slot): (&Pod, u16),
+    world: &World,
+    now: u64,
+    hands: Hands<'_, P>,
+) -> Result<Kept, DropReason> {
     let to_gateway = check_macs(frame, pod)?;
-    let front = examine::<_, I>(frame)?;
+    let front = examine(frame, front)?;
     if I::FAMILY == Family::V6 && gateway::is_neighbour_talk(frame, front.transport) {
         return gateway::neighbour(frame, pod, slot);
     }
@@ -63,15 +84,45 @@ fn forward<P: Pool, I: Ip>(
         // A pod's word for it is not enough.
         frame.offload.checksum = Checksum::Whole;
     }
+    let from = Port::Endpoint(slot);
     match I::owners(world).get_afar(front.destination) {
-        Some(Owner::Gateway) => return gateway::echo(frame, pod, slot),
-        receiver => route(frame, &front, receiver, world)?,
+        // The commonest ways, compiled for themselves.
+        Some(Owner::Peer(peer)) if !front.is_fragment() => {
+            (frame.egress, frame.peer) = (Port::Uplink, peer);
+            track(frame, &front, from, hands.tracking, world, now)?;
+            send(frame, &front, (Hop::Router, Port::Uplink), world, hands.pool, hands.pieces)
+        }
+        Some(Owner::Endpoint(to)) if !front.is_fragment() => {
+            frame.egress = Port::Endpoint(to);
+            track(frame, &front, from, hands.tracking, world, now)?;
+            send(frame, &front, (Hop::Router, Port::Endpoint(to)), world, hands.pool, hands.pieces)
+        }
+        Some(Owner::Gateway) => gateway::echo(frame, pod, slot),
+        receiver => {
+            let Hands { pool, datagrams, pieces, tracking, tally } = hands;
+            let hands = Hands { pool, datagrams, pieces, tracking, tally };
+            forward_elsewhere::<P, I>(frame, (from, receiver), world, now, hands)
+        }
     }
+}
+
+/// Sends what is a fragment, or for a node, its other pods or the world, on its way.
+#[inline(never)]
+fn forward_elsewhere<P: Pool, I: Ip>(
+    frame: &mut Frame<P::Buffer>,
+    (from, receiver): (Port, Option<Owner>),
+    world: &World,
+    now: u64,
+    hands: Hands<'_, P>,
+) -> Result<Kept, DropReason> {
+    // Read once more: what a call is handed cannot stay in registers.
+    let front = front::<I>(frame.head())?;
+    let egress = route(frame, &front, receiver, world)?;
     if front.is_fragment() {
-        return datagrams::pass(frame, &front, (Port::Endpoint(slot), Hop::Router), (world, now), hands);
+        return datagrams::pass(frame, &front, (from, Hop::Router), (world, now), hands);
     }
-    track(frame, &front, Port::Endpoint(slot), hands.tracking, world, now)?;
-    send(frame, &front, Hop::Router, world, hands.pool, hands.pieces)
+    track(frame, &front, from, hands.tracking, world, now)?;
+    send(frame, &front, (Hop::Router, egress), world, hands.pool, hands.pieces)
 }
 
 /// Whether a frame of the pod's own is for its gateway.
@@ -92,7 +143,9 @@ fn untag<B: Buffer>(frame: &mut Frame<B>) -> Option<Family> {
         VlanTag::split(rest).ok().filter(|(tag, _)| ethernet.ether_type().is_tag() && tag.id() == 0)?;
     let untagged = Ethernet::new(ethernet.destination(), ethernet.source(), tag.ether_type());
     frame.pull(VlanTag::LEN).ok()?;
-    frame.offload = frame.offload.pulled(VlanTag::LEN);
+    if !frame.offload.is_none() {
+        frame.offload = frame.offload.moved_up(VlanTag::LEN);
+    }
     let (place, _) = Ethernet::split_mut(frame.head_mut()).ok()?;
     *place = untagged;
     Family::of(frame.head())
@@ -118,13 +171,13 @@ fn route<B: Buffer, I: Ip>(
     front: &Front<I>,
     receiver: Option<Owner>,
     world: &World,
-) -> Result<(), DropReason> {
+) -> Result<Port, DropReason> {
     if matches!(receiver, Some(Owner::Node | Owner::PeerNode(_)))
-        && is_for_port(frame, front.transport, world.overlay.port)?
+        && is_for_port(front.transport, world.overlay.port)?
     {
         return Err(DropReason::TunnelPortFromPod);
     }
-    frame.egress = match receiver {
+    let egress = match receiver {
         Some(Owner::Endpoint(to)) => Port::Endpoint(to),
         Some(Owner::KernelPod | Owner::Node) => Port::Host,
         Some(Owner::Peer(peer) | Owner::PeerNode(peer)) => {
@@ -135,20 +188,16 @@ fn route<B: Buffer, I: Ip>(
         None if I::is_routable(front.destination) => Port::Host,
         Some(Owner::Gateway) | None => return Err(DropReason::NoRoute),
     };
-    Ok(())
+    frame.egress = egress;
+    Ok(egress)
 }
 
 /// Whether a packet is a datagram for a UDP port. A first fragment that hides its ports is refused (RFC 7112); later ones
 /// are of no use without it.
-fn is_for_port<B: Buffer>(
-    frame: &Frame<B>,
-    transport: Option<Transport>,
-    port: u16,
-) -> Result<bool, DropReason> {
+fn is_for_port(transport: Option<Transport>, port: u16) -> Result<bool, DropReason> {
     let transport = transport.ok_or(DropReason::Malformed)?;
     if transport.protocol != IpProtocol::UDP || transport.inside {
         return Ok(false);
     }
-    let ports = transport.ports(frame.head()).ok_or(DropReason::Malformed)?;
-    Ok(ports.destination() == port)
+    if transport.has_ports { Ok(transport.ports[1] == port) } else { Err(DropReason::Malformed) }
 }

@@ -1,14 +1,15 @@
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use causeway_model::DropReason;
 use causeway_wire::checksum::Sum;
-use causeway_wire::{Ecn, Ethernet, IpProtocol, Ipv4, Ipv6, Udp, Upper, Vxlan};
+use causeway_wire::{Ecn, EtherType, Ethernet, IpProtocol, Ipv4, Ipv6, Malformed, Udp, Upper, Vxlan};
 use zerocopy::FromBytes;
 
 use crate::bandwidth::limit_receivers;
 use crate::burst::Kept;
 use crate::datagrams::{self, Hands};
-use crate::packet::{Family, Front, Ip, examine};
+use crate::outer::OuterV4;
+use crate::packet::{Family, Front, Ip, common_front, examine, front};
 use crate::send::{Hop, send};
 use crate::track::{approach, track};
 use crate::world::{Owner, World};
@@ -20,20 +21,19 @@ pub fn from_uplink<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker:
     let (mut packets, mut bytes) = (0, 0);
     approach(burst, world.outer_len(), worker.tracking.as_ref());
     burst.sift(|frame, pieces| {
-        let Worker { pool, tracking, datagrams, tally, limits, .. } = worker;
-        let hands = Hands { pool, datagrams, pieces, tracking: tracking.as_ref(), tally };
         let len = frame.len() as u64;
         let verdict = match open_tunnel(frame, world) {
             Ok(ecn) => {
                 (packets, bytes) = (packets + 1, bytes + len);
-                match Family::of(frame.head()) {
-                    Some(Family::V4) => deliver::<P, Ipv4>(frame, ecn, world, now, hands),
-                    Some(Family::V6) => deliver::<P, Ipv6>(frame, ecn, world, now, hands),
-                    None => Err(without_packet(frame)),
+                match common_front(frame.head()) {
+                    Some(front) => deliver(frame, front, ecn, world, now, Hands::of(worker, pieces)),
+                    None => deliver_uncommon(frame, ecn, world, now, Hands::of(worker, pieces)),
                 }
             }
             // No tunnel frame; but it may be about one.
-            Err(DropReason::NotForUs) => path_mtu::hear(frame, world, (hands.tracking, now), limits),
+            Err(DropReason::NotForUs) => {
+                path_mtu::hear(frame, world, (worker.tracking.as_ref(), now), &mut worker.limits)
+            }
             Err(reason) => Err(reason),
         };
         worker.keeps(verdict, frame, Port::Uplink, world, now)
@@ -57,7 +57,28 @@ struct Envelope {
 /// Takes off the outer headers of a tunnel frame for us, notes whose it is, and tells its congestion bits.
 #[inline(always)]
 fn open_tunnel<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<Ecn, DropReason> {
+    // Compiled for the commonest header, whose length is known, and once more for all others.
+    match (OuterV4::ref_from_prefix(frame.head()), world.tunnel_address) {
+        (Ok((OuterV4 { ethernet, ip, .. }, _)), IpAddr::V4(own))
+            if ip.is_without_options() && ethernet.ether_type() == EtherType::IPV4 =>
+        {
+            let verify = || ip.is_right_without_options();
+            let envelope = envelope_v4(ip, Ipv4::LEN, verify, own, world)?;
+            take_off(frame, envelope, world)
+        }
+        _ => open_uncommon(frame, world),
+    }
+}
+
+#[cold]
+fn open_uncommon<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<Ecn, DropReason> {
     let envelope = envelope(frame.head(), world)?;
+    take_off(frame, envelope, world)
+}
+
+/// Takes off what an envelope is part of.
+#[inline(always)]
+fn take_off<B: Buffer>(frame: &mut Frame<B>, envelope: Envelope, world: &World) -> Result<Ecn, DropReason> {
     if envelope.fragment {
         // Where it was to cannot be told; what a stranger sends in fragments is no tunnel's.
         return Err(if envelope.sender.is_some() { DropReason::OuterFragment } else { DropReason::NotForUs });
@@ -76,36 +97,51 @@ fn open_tunnel<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<Ecn, Dr
     }
     let peer = envelope.sender.ok_or(DropReason::UnknownSender)?;
     let (checksum, is_v4) = (udp.checksum(), world.tunnel_address.is_ipv4());
-    frame.truncate(envelope.udp + len);
+    if frame.len() != envelope.udp + len {
+        frame.truncate(envelope.udp + len);
+    }
     // No checksum is fine over IPv4 and refused over IPv6 (RFC 7348 §5, RFC 6935 §5).
     if checksum != 0 || !is_v4 {
         verify(frame, envelope.udp, checksum)?;
     }
     let outer = envelope.udp + Udp::LEN + Vxlan::LEN;
     frame.pull(outer)?;
-    frame.offload = frame.offload.pulled(outer);
+    if !frame.offload.is_none() {
+        frame.offload = frame.offload.moved_up(outer);
+    }
     frame.peer = peer;
     Ok(envelope.ecn)
 }
 
-/// Reads the outer IP header, if the packet can be a tunnel's and is for us.
+/// What an IPv4 header of so many bytes says, if the packet can be a tunnel's and is for us.
 #[inline(always)]
+fn envelope_v4(
+    ip: &Ipv4,
+    header: usize,
+    verify: impl FnOnce() -> Result<(), Malformed>,
+    own: Ipv4Addr,
+    world: &World,
+) -> Result<Envelope, DropReason> {
+    if ip.destination() != own || ip.protocol() != IpProtocol::UDP {
+        return Err(DropReason::NotForUs);
+    }
+    verify()?;
+    Ok(Envelope {
+        sender: world.sender(ip.source().into()),
+        ecn: ip.ecn(),
+        fragment: ip.is_fragment(),
+        udp: Ethernet::LEN + header,
+        len: Ethernet::LEN + usize::from(ip.total_length()),
+    })
+}
+
+/// Reads the outer IP header, if the packet can be a tunnel's and is for us.
 fn envelope(head: &[u8], world: &World) -> Result<Envelope, DropReason> {
     let packet = head.get(Ethernet::LEN..).ok_or(DropReason::Malformed)?;
     match (Family::of(head), world.tunnel_address) {
         (Some(Family::V4), IpAddr::V4(own)) => {
             let (ip, _) = Ipv4::split_partial(packet)?;
-            if ip.destination() != own || ip.protocol() != IpProtocol::UDP {
-                return Err(DropReason::NotForUs);
-            }
-            Ipv4::split_verified(packet)?;
-            Ok(Envelope {
-                sender: world.sender(ip.source().into()),
-                ecn: ip.ecn(),
-                fragment: ip.is_fragment(),
-                udp: Ethernet::LEN + ip.header_len(),
-                len: Ethernet::LEN + usize::from(ip.total_length()),
-            })
+            envelope_v4(ip, ip.header_len(), || Ipv4::verify(packet), own, world)
         }
         (Some(Family::V6), IpAddr::V6(own)) => {
             let (ip, payload) = Ipv6::split_partial(packet)?;
@@ -156,6 +192,7 @@ fn verify<B: Buffer>(frame: &Frame<B>, udp: usize, checksum: u16) -> Result<(), 
 #[inline(always)]
 fn deliver<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
+    front: Result<Front<I>, Malformed>,
     outer: Ecn,
     world: &World,
     now: u64,
@@ -163,7 +200,7 @@ fn deliver<P: Pool, I: Ip>(
 ) -> Result<Kept, DropReason> {
     let (ethernet, _) = Ethernet::split(frame.head())?;
     let for_us = ethernet.destination() == world.vtep_mac;
-    let front = examine::<_, I>(frame)?;
+    let front = examine(frame, front)?;
     match I::owners(world).get_afar(front.source) {
         Some(Owner::Peer(peer) | Owner::PeerNode(peer)) if peer == frame.peer => {}
         _ => return Err(DropReason::ForeignInnerSource),
@@ -174,12 +211,61 @@ fn deliver<P: Pool, I: Ip>(
     if outer != Ecn::NotEct {
         leave_tunnel(frame, I::FAMILY, outer)?;
     }
-    route(frame, &front, world)?;
+    match I::owners(world).get(front.destination) {
+        // The commonest way, compiled for itself.
+        Some(Owner::Endpoint(to)) if !front.is_fragment() => {
+            frame.egress = Port::Endpoint(to);
+            track(frame, &front, Port::Uplink, hands.tracking, world, now)?;
+            send(frame, &front, (Hop::Router, Port::Endpoint(to)), world, hands.pool, hands.pieces)
+        }
+        owner => {
+            let Hands { pool, datagrams, pieces, tracking, tally } = hands;
+            let hands = Hands { pool, datagrams, pieces, tracking, tally };
+            deliver_elsewhere::<P, I>(frame, owner, world, now, hands)
+        }
+    }
+}
+
+/// Sends what is a fragment, or for no pod of the fast path, on its way.
+#[inline(never)]
+fn deliver_elsewhere<P: Pool, I: Ip>(
+    frame: &mut Frame<P::Buffer>,
+    owner: Option<Owner>,
+    world: &World,
+    now: u64,
+    hands: Hands<'_, P>,
+) -> Result<Kept, DropReason> {
+    // Read once more: what a call is handed cannot stay in registers.
+    let front = front::<I>(frame.head())?;
+    let egress = route(owner)?;
+    frame.egress = egress;
     if front.is_fragment() {
         return datagrams::pass(frame, &front, (Port::Uplink, Hop::Router), (world, now), hands);
     }
     track(frame, &front, Port::Uplink, hands.tracking, world, now)?;
-    send(frame, &front, Hop::Router, world, hands.pool, hands.pieces)
+    send(frame, &front, (Hop::Router, egress), world, hands.pool, hands.pieces)
+}
+
+/// The same of what is not of the commonest kind, in a function of its own: the loop has few registers.
+#[inline(never)]
+fn deliver_uncommon<P: Pool>(
+    frame: &mut Frame<P::Buffer>,
+    outer: Ecn,
+    world: &World,
+    now: u64,
+    hands: Hands<'_, P>,
+) -> Result<Kept, DropReason> {
+    match Family::of(frame.head()) {
+        Some(Family::V4) => {
+            let front = front::<Ipv4>(frame.head());
+            deliver(frame, front, outer, world, now, hands)
+        }
+        Some(Family::V6) => {
+            let front = front::<Ipv6>(frame.head());
+            deliver(frame, front, outer, world, now, hands)
+        }
+        None => Err(without_packet(frame)),
+    }
 }
 
 /// Why an inner frame without an IP packet is dropped.
@@ -192,16 +278,14 @@ fn without_packet<B: Buffer>(frame: &Frame<B>) -> DropReason {
     }
 }
 
-/// Finds a packet's way. What came by the tunnel leaves it here.
-#[inline(always)]
-fn route<B: Buffer, I: Ip>(frame: &mut Frame<B>, front: &Front<I>, world: &World) -> Result<(), DropReason> {
-    frame.egress = match I::owners(world).get(front.destination) {
-        Some(Owner::Endpoint(to)) => Port::Endpoint(to),
-        Some(Owner::KernelPod | Owner::Node) => Port::Host,
-        Some(Owner::Nobody) => return Err(DropReason::NoSuchEndpoint),
-        Some(Owner::Peer(_) | Owner::PeerNode(_) | Owner::Gateway) | None => return Err(DropReason::NoRoute),
-    };
-    Ok(())
+/// The way to an owner. What came by the tunnel leaves it here.
+fn route(owner: Option<Owner>) -> Result<Port, DropReason> {
+    match owner {
+        Some(Owner::Endpoint(to)) => Ok(Port::Endpoint(to)),
+        Some(Owner::KernelPod | Owner::Node) => Ok(Port::Host),
+        Some(Owner::Nobody) => Err(DropReason::NoSuchEndpoint),
+        Some(Owner::Peer(_) | Owner::PeerNode(_) | Owner::Gateway) | None => Err(DropReason::NoRoute),
+    }
 }
 
 /// Carries the outer congestion bits over (RFC 6040 §4.2); without any there is nothing to carry.

@@ -67,18 +67,17 @@ impl Offload {
     }
 
     /// The same work after `len` bytes were put in front of the frame.
-    #[inline]
-    pub(crate) fn pushed(self, len: usize) -> Self {
-        if self.is_none() { self } else { self.moved(|at| at.checked_add(len as u16)) }
+    #[cold]
+    pub(crate) fn moved_back(self, len: usize) -> Self {
+        self.moved(|at| at.checked_add(len as u16))
     }
 
     /// The same work after `len` bytes were taken off the frame's front. What was left to do for those is done.
-    #[inline]
-    pub(crate) fn pulled(self, len: usize) -> Self {
-        if self.is_none() { self } else { self.moved(|at| at.checked_sub(len as u16)) }
+    #[cold]
+    pub(crate) fn moved_up(self, len: usize) -> Self {
+        self.moved(|at| at.checked_sub(len as u16))
     }
 
-    #[cold]
     fn moved(self, to: impl Fn(u16) -> Option<u16>) -> Self {
         let checksum = match self.checksum {
             Checksum::Partial { start, offset } => {

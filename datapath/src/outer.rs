@@ -8,16 +8,16 @@ use causeway_wire::{EtherType, Ethernet, IpProtocol, Ipv4, Ipv6, MacAddr, Traffi
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::offload::Checksum;
-use crate::packet::{Front, Ip};
+use crate::packet::Ip;
 use crate::send::{Hop, count_hop};
-use crate::{Buffer, Frame, Port, entropy};
+use crate::{Buffer, Frame, Port};
 
 /// What lies before an inner packet over an IPv4 underlay, up to the inner frame's EtherType.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct OuterV4 {
-    ethernet: Ethernet,
-    ip: Ipv4,
+    pub(crate) ethernet: Ethernet,
+    pub(crate) ip: Ipv4,
     udp: Udp,
     vxlan: Vxlan,
     inner: Macs,
@@ -79,7 +79,7 @@ impl OuterV4 {
 impl Outer for OuterV4 {
     const LEN: usize = Ethernet::LEN + Ipv4::LEN + Udp::LEN + Vxlan::LEN;
 
-    #[inline]
+    #[inline(always)]
     fn stamp(&mut self, template: &Self, len: u16, class: TrafficClass) {
         let total = len + Ipv4::LEN as u16 + UDP_VXLAN;
         self.ip.set_traffic_class(class);
@@ -133,26 +133,27 @@ impl Outer for OuterV6 {
     }
 }
 
-/// Puts a prepared tunnel header in front of a frame.
+/// Puts a prepared tunnel header in front of a frame, with a packet of this class, from this port.
 #[inline(always)]
 pub(crate) fn encap<B: Buffer, I: Ip, O: Outer>(
     frame: &mut Frame<B>,
-    front: &Front<I>,
+    (class, source): (TrafficClass, u16),
     hop: Hop,
     template: &O,
 ) -> Result<(), DropReason> {
-    let source = entropy::source_port(frame.head(), front);
     let len = u16::try_from(frame.len()).ok().filter(|len| usize::from(*len) <= MAX_INNER);
     let len = len.ok_or(DropReason::TooBig)?;
     frame.push(O::LEN)?;
     let (outer, rest) = O::mut_from_prefix(frame.head_mut()).map_err(|_| DropReason::Malformed)?;
     *outer = *template;
-    outer.stamp(template, len, front.class);
+    outer.stamp(template, len, class);
     outer.udp().set_source(source);
     if hop == Hop::Router {
         count_hop::<I>(rest);
     }
-    frame.offload = frame.offload.pushed(O::LEN);
+    if !frame.offload.is_none() {
+        frame.offload = frame.offload.moved_back(O::LEN);
+    }
     frame.outer = O::LEN as u8;
     frame.egress = Port::Uplink;
     if O::LEN == OuterV6::LEN { seal_v6(frame) } else { Ok(()) }

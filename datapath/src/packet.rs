@@ -1,7 +1,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use causeway_model::DropReason;
-use causeway_wire::{Ethernet, IpProtocol, Ipv4, Ipv6, Malformed, Ports, TrafficClass, Upper};
+use causeway_wire::{EtherType, Ethernet, IpProtocol, Ipv4, Ipv6, Malformed, Ports, TrafficClass, Upper};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use crate::connection::{End, Key};
 use crate::offload::settle;
@@ -20,9 +21,9 @@ impl Family {
     /// The family of the packet in a frame, if there is one.
     #[inline]
     pub(crate) fn of(head: &[u8]) -> Option<Self> {
-        match head.get(12..14)? {
-            [0x08, 0x00] => Some(Self::V4),
-            [0x86, 0xdd] => Some(Self::V6),
+        match EtherType(u16::from_be_bytes(*head.get(12..)?.first_chunk()?)) {
+            EtherType::IPV4 => Some(Self::V4),
+            EtherType::IPV6 => Some(Self::V6),
             _ => None,
         }
     }
@@ -30,7 +31,7 @@ impl Family {
 
 /// What the program asks of an IP header. The program is compiled once for each family, so that a packet's family is looked at once
 /// and all that is known of the packet stays in registers.
-pub(crate) trait Ip: Sized {
+pub(crate) trait Ip: Copy {
     const FAMILY: Family;
     /// A number that tables are keyed by.
     type Address: Address;
@@ -97,6 +98,10 @@ pub(crate) struct Quoted<'a, I: Ip> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Transport {
     pub(crate) protocol: IpProtocol,
+    /// The ports of TCP, UDP and SCTP, source first; zero where there are none, and never read from a later fragment.
+    pub(crate) ports: [u16; 2],
+    /// Whether they are there.
+    pub(crate) has_ports: bool,
     /// Where it begins, counted from the Ethernet header.
     pub(crate) offset: usize,
     /// A part of a packet, first or not.
@@ -105,16 +110,20 @@ pub(crate) struct Transport {
     pub(crate) inside: bool,
 }
 
-/// Checks the IP header in a frame, cuts off Ethernet's padding, and checks what was left to hardware.
+/// Takes a packet whose front was read for what it says: cuts off Ethernet's padding, and checks what was left to hardware.
 #[inline(always)]
-pub(crate) fn examine<B: Buffer, I: Ip>(frame: &mut Frame<B>) -> Result<Front<I>, DropReason> {
-    let packet = frame.head().get(Ethernet::LEN..).ok_or(DropReason::Malformed)?;
-    let front = I::front(packet)?;
+pub(crate) fn examine<B: Buffer, I: Ip>(
+    frame: &mut Frame<B>,
+    front: Result<Front<I>, Malformed>,
+) -> Result<Front<I>, DropReason> {
+    let front = front?;
     let len = Ethernet::LEN + front.len;
-    if len > frame.len() {
-        return Err(DropReason::Malformed);
+    if len != frame.len() {
+        if len > frame.len() {
+            return Err(DropReason::Malformed);
+        }
+        frame.truncate(len);
     }
-    frame.truncate(len);
     if !frame.offload.is_none() {
         settle::<B, I>(frame, front.transport)?;
     }
@@ -125,28 +134,16 @@ impl Ip for Ipv4 {
     const FAMILY: Family = Family::V4;
     type Address = u32;
 
-    #[inline(always)]
     fn front(packet: &[u8]) -> Result<Front<Self>, Malformed> {
-        let (ip, _) = Self::split_verified(packet)?;
-        let transport = Transport {
-            protocol: ip.protocol(),
-            offset: Ethernet::LEN + ip.header_len(),
-            fragment: ip.is_fragment(),
-            inside: ip.fragment_offset() != 0,
-        };
-        Ok(Front {
-            source: ip.source().into(),
-            destination: ip.destination().into(),
-            class: ip.traffic_class(),
-            hop_limit: ip.ttl(),
-            transport: Some(transport),
-            len: ip.total_length().into(),
-        })
+        let (ip, payload) = Self::split_verified(packet)?;
+        let ports = Ports::split(payload).ok().map(|(ports, _)| *ports);
+        let part = (ip.is_fragment(), ip.fragment_offset() != 0);
+        Ok(front_v4(ip, ip.header_len(), ports, part))
     }
 
     #[inline(always)]
     fn count_hop(packet: &mut [u8]) {
-        if let Ok((ip, _)) = zerocopy::FromBytes::mut_from_prefix(packet) {
+        if let Ok((ip, _)) = FromBytes::mut_from_prefix(packet) {
             Self::decrement_ttl(ip);
         }
     }
@@ -192,12 +189,17 @@ impl Ip for Ipv6 {
     fn front(packet: &[u8]) -> Result<Front<Self>, Malformed> {
         let (ip, payload) = Self::split_partial(packet)?;
         let transport = match ip.next_header() {
-            protocol @ (IpProtocol::TCP | IpProtocol::UDP) => Some(Transport {
-                protocol,
-                offset: Ethernet::LEN + Self::LEN,
-                fragment: false,
-                inside: false,
-            }),
+            protocol @ (IpProtocol::TCP | IpProtocol::UDP) => {
+                let ports = Ports::split(payload).ok().map(|(ports, _)| *ports);
+                Some(Transport {
+                    protocol,
+                    ports: numbers(ports),
+                    has_ports: ports.is_some(),
+                    offset: Ethernet::LEN + Self::LEN,
+                    fragment: false,
+                    inside: false,
+                })
+            }
             other => behind_extensions(other, payload),
         };
         Ok(Front {
@@ -212,7 +214,7 @@ impl Ip for Ipv6 {
 
     #[inline(always)]
     fn count_hop(packet: &mut [u8]) {
-        if let Ok((ip, _)) = zerocopy::FromBytes::mut_from_prefix(packet) {
+        if let Ok((ip, _)) = FromBytes::mut_from_prefix(packet) {
             Self::decrement_hop_limit(ip);
         }
     }
@@ -254,25 +256,74 @@ impl Ip for Ipv6 {
     }
 }
 
+/// The commonest frame: IPv4 without options, no fragment, and at least four bytes behind the header.
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Common {
+    ethernet: Ethernet,
+    ip: Ipv4,
+    ports: Ports,
+}
+
+/// What the front of a packet says, if its frame is of the commonest kind. Whoever asks this first and [`front`] for the others, in a
+/// function of its own, has nothing in memory of what it knows of the packet.
+#[inline(always)]
+pub(crate) fn common_front(head: &[u8]) -> Option<Result<Front<Ipv4>, Malformed>> {
+    let (Common { ethernet, ip, ports }, _) = Common::ref_from_prefix(head).ok()?;
+    let is_common = ethernet.ether_type() == EtherType::IPV4 && ip.is_without_options() && !ip.is_fragment();
+    is_common.then(|| {
+        ip.is_right_without_options().map(|()| front_v4(ip, Ipv4::LEN, Some(*ports), (false, false)))
+    })
+}
+
+/// What the front of the packet in a frame says.
+#[inline(always)]
+pub(crate) fn front<I: Ip>(head: &[u8]) -> Result<Front<I>, Malformed> {
+    I::front(head.get(Ethernet::LEN..).ok_or(Malformed::EthernetShort)?)
+}
+
+/// The front of a packet with a right header of so many bytes; `ports` is what is behind it, whatever that is.
+#[inline(always)]
+fn front_v4(ip: &Ipv4, header: usize, ports: Option<Ports>, (fragment, inside): (bool, bool)) -> Front<Ipv4> {
+    let protocol = ip.protocol();
+    let len = usize::from(ip.total_length());
+    let ports = ports.filter(|_| protocol.has_ports() && !inside && len >= header + size_of::<Ports>());
+    let transport = Transport {
+        protocol,
+        ports: numbers(ports),
+        has_ports: ports.is_some(),
+        offset: Ethernet::LEN + header,
+        fragment,
+        inside,
+    };
+    Front {
+        source: ip.source().into(),
+        destination: ip.destination().into(),
+        class: ip.traffic_class(),
+        hop_limit: ip.ttl(),
+        transport: Some(transport),
+        len,
+    }
+}
+
+#[inline(always)]
+fn numbers(ports: Option<Ports>) -> [u16; 2] {
+    ports.map_or([0; 2], |ports| [ports.source(), ports.destination()])
+}
+
 /// What lies behind IPv6 extension headers, if they lead anywhere.
 #[cold]
 fn behind_extensions(next_header: IpProtocol, payload: &[u8]) -> Option<Transport> {
     let upper = Upper::find(next_header, payload).ok()?;
+    let has_ports = upper.protocol.has_ports() && !upper.is_inside_fragment();
+    let behind = payload.get(upper.offset..).filter(|_| has_ports);
+    let ports = behind.and_then(|behind| Ports::split(behind).ok()).map(|(ports, _)| *ports);
     Some(Transport {
         protocol: upper.protocol,
+        ports: numbers(ports),
+        has_ports: ports.is_some(),
         offset: Ethernet::LEN + Ipv6::LEN + upper.offset,
         fragment: upper.is_fragment(),
         inside: upper.is_inside_fragment(),
     })
-}
-
-impl Transport {
-    /// The ports of TCP, UDP and SCTP; never read from a later fragment.
-    #[inline(always)]
-    pub(crate) fn ports<'a>(&self, head: &'a [u8]) -> Option<&'a Ports> {
-        if self.inside || !self.protocol.has_ports() {
-            return None;
-        }
-        Ports::split(head.get(self.offset..)?).ok().map(|(ports, _)| ports)
-    }
 }

@@ -1,14 +1,14 @@
 //! The last stage: a frame whose way is known leaves by it.
 
 use causeway_model::{DropReason, GATEWAY_MAC};
-use causeway_wire::{Ethernet, Ipv4, Ipv6};
+use causeway_wire::{Ethernet, Ipv4, Ipv6, TrafficClass};
 use zerocopy::FromBytes;
 
 use crate::burst::{Kept, Pieces};
-use crate::outer::{self, MAX_INNER, Macs};
+use crate::outer::{self, MAX_INNER, Macs, OuterV6};
 use crate::packet::{Family, Front, Ip};
 use crate::world::{Templates, World};
-use crate::{Buffer, Frame, Pool, Port, fragment, offload, segment};
+use crate::{Buffer, Frame, Pool, Port, entropy, fragment, offload, segment};
 
 /// What a frame's way through us counts as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,34 +19,34 @@ pub(crate) enum Hop {
     Link,
 }
 
-/// Sends a packet on the way that was found for it: as one frame, or in pieces where it is too long for that.
+/// Sends a packet on the way that was found for it, the frame's egress: as one frame, or in pieces where it is too long for that.
 #[inline(always)]
 pub(crate) fn send<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
     front: &Front<I>,
-    hop: Hop,
+    (hop, egress): (Hop, Port),
     world: &World,
     pool: &mut P,
     pieces: &mut Pieces<P::Buffer>,
 ) -> Result<Kept, DropReason> {
-    let hop = if frame.egress == Port::Host { Hop::Link } else { hop };
+    let hop = if egress == Port::Host { Hop::Link } else { hop };
     if hop == Hop::Router && front.hop_limit <= 1 {
         return Err(DropReason::HopLimit);
     }
-    let mtu = mtu(frame, world);
-    if packet_len(frame) > mtu || (frame.egress == Port::Uplink && frame.len() > MAX_INNER) {
+    let mtu = mtu((egress, frame.peer), world);
+    if packet_len(frame) > mtu || (egress == Port::Uplink && frame.len() > MAX_INNER) {
         return in_pieces::<P, I>(frame, mtu, hop, world, pool, pieces);
     }
-    dispatch(frame, front, hop, world)?;
+    dispatch(frame, front, (hop, egress), world)?;
     Ok(Kept::Whole)
 }
 
-/// The longest packet that a frame's egress takes.
-#[inline]
-pub(crate) fn mtu<B: Buffer>(frame: &Frame<B>, world: &World) -> usize {
-    match frame.egress {
+/// The longest packet that goes out by a port, by the uplink to a peer.
+#[inline(always)]
+pub(crate) fn mtu((egress, peer): (Port, u16), world: &World) -> usize {
+    match egress {
         Port::Host => usize::MAX,
-        Port::Uplink => world.paths.mtu(frame.peer, world.pod_mtu).into(),
+        Port::Uplink => world.paths.mtu(peer, world.pod_mtu).into(),
         Port::Endpoint(slot) => world.pod(slot).map_or(world.pod_mtu, |pod| pod.mtu).into(),
     }
 }
@@ -64,9 +64,10 @@ fn packet_len<B: Buffer>(frame: &Frame<B>) -> usize {
 #[cold]
 pub(crate) fn dispatch_anew<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<(), DropReason> {
     let packet = frame.head().get(Ethernet::LEN..).unwrap_or_default();
+    let way = (Hop::Link, frame.egress);
     match Family::of(frame.head()) {
-        Some(Family::V4) => dispatch(frame, &Ipv4::front(packet)?, Hop::Link, world),
-        Some(Family::V6) => dispatch(frame, &Ipv6::front(packet)?, Hop::Link, world),
+        Some(Family::V4) => dispatch(frame, &Ipv4::front(packet)?, way, world),
+        Some(Family::V6) => dispatch(frame, &Ipv6::front(packet)?, way, world),
         None => Err(DropReason::UnhandledEtherType),
     }
 }
@@ -76,35 +77,43 @@ pub(crate) fn dispatch_anew<B: Buffer>(frame: &mut Frame<B>, world: &World) -> R
 fn dispatch<B: Buffer, I: Ip>(
     frame: &mut Frame<B>,
     front: &Front<I>,
-    hop: Hop,
+    (hop, egress): (Hop, Port),
     world: &World,
 ) -> Result<(), DropReason> {
-    let macs = match frame.egress {
-        Port::Host => Macs { destination: world.host_mac, source: GATEWAY_MAC },
-        Port::Endpoint(slot) => {
-            let pod = world.pod(slot).ok_or(DropReason::NoSuchEndpoint)?;
-            Macs { destination: pod.mac, source: GATEWAY_MAC }
-        }
+    let destination = match egress {
+        Port::Host => world.host_mac,
+        Port::Endpoint(slot) => world.pod(slot).ok_or(DropReason::NoSuchEndpoint)?.mac,
         Port::Uplink => {
-            let peer = usize::from(frame.peer);
+            let (peer, flow) = (usize::from(frame.peer), (front.class, entropy::source_port(front)));
             return match &world.templates {
                 Templates::V4(peers) => {
                     let template = peers.get(peer).and_then(|template| template.0.as_ref());
-                    outer::encap(frame, front, hop, template.ok_or(DropReason::UnresolvedNextHop)?)
+                    outer::encap::<B, I, _>(frame, flow, hop, template.ok_or(DropReason::UnresolvedNextHop)?)
                 }
                 Templates::V6(peers) => {
                     let template = peers.get(peer).and_then(|template| template.0.as_ref());
-                    outer::encap(frame, front, hop, template.ok_or(DropReason::UnresolvedNextHop)?)
+                    encap_v6::<B, I>(frame, flow, hop, template.ok_or(DropReason::UnresolvedNextHop)?)
                 }
             };
         }
     };
     let (place, rest) = Macs::mut_from_prefix(frame.head_mut()).map_err(|_| DropReason::Malformed)?;
-    *place = macs;
+    (place.destination, place.source) = (destination, GATEWAY_MAC);
     if hop == Hop::Router {
         count_hop::<I>(rest);
     }
     Ok(())
+}
+
+/// Encapsulation over IPv6, compiled for itself.
+#[inline(never)]
+fn encap_v6<B: Buffer, I: Ip>(
+    frame: &mut Frame<B>,
+    flow: (TrafficClass, u16),
+    hop: Hop,
+    template: &OuterV6,
+) -> Result<(), DropReason> {
+    outer::encap::<B, I, _>(frame, flow, hop, template)
 }
 
 /// Takes one from the hop limit of the packet behind an EtherType.

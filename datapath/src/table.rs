@@ -168,21 +168,27 @@ impl<K: Address, V: Copy> Prefixes<K, V> {
     }
 
     /// The value of the longest prefix that covers `address`; soonest found when a whole address does.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get(&self, address: K) -> Option<V> {
         self.whole.get(address).or_else(|| self.covering(address))
     }
 
+    #[inline(never)]
+    fn get_deep(&self, address: K) -> Option<V> {
+        self.get(address)
+    }
+
+    #[inline(never)]
     fn covering(&self, address: K) -> Option<V> {
         self.lengths.iter().find_map(|(mask, table)| table.get(address.and(*mask)))
     }
 
     /// The same; soonest found when a node's prefix does.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get_afar(&self, address: K) -> Option<V> {
         match self.blocks.get(address.and(self.mask)) {
             Some(block) if block.deeper & address.last_bits() == 0 => Some(block.value),
-            _ => self.get(address),
+            _ => self.get_deep(address),
         }
     }
 }

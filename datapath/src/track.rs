@@ -6,7 +6,7 @@ use causeway_model::DropReason;
 use causeway_wire::{Ethernet, IpProtocol, Ipv4, Ports};
 
 use crate::connection::{Class, Connections, End, Key, Moment, Packet, Place, Standing, Timeouts, classify};
-use crate::packet::{Front, Ip};
+use crate::packet::{Front, Ip, Transport};
 use crate::{Buffer, Burst, Frame, Port, World};
 
 /// The connections of a node's pods, and how long they are remembered.
@@ -28,6 +28,10 @@ pub(crate) fn track<B: Buffer, I: Ip>(
     world: &World,
     now: u64,
 ) -> Result<(), DropReason> {
+    // Without connections every packet stands alone, and mostly nobody minds.
+    if tracking.is_none() && !world.denies_new {
+        return Ok(());
+    }
     stand(frame, front, from, tracking, world, now).map(drop)
 }
 
@@ -41,6 +45,28 @@ pub(crate) fn stand<B: Buffer, I: Ip>(
     world: &World,
     now: u64,
 ) -> Result<Option<(Place, End)>, DropReason> {
+    let flow = Flow::<I> { source: front.source, destination: front.destination, transport: front.transport };
+    follow(frame, flow, from, tracking, world, now)
+}
+
+/// What of a packet the stage must know.
+struct Flow<I: Ip> {
+    source: I::Address,
+    destination: I::Address,
+    transport: Option<Transport>,
+}
+
+/// The stage itself. A call, so that the program around it, and its registers, are the same with and without connections. What
+/// is known of the packet is handed over as a copy: what others point to cannot stay in registers.
+#[inline(never)]
+fn follow<B: Buffer, I: Ip>(
+    frame: &Frame<B>,
+    flow: Flow<I>,
+    from: Port,
+    tracking: Option<&Tracking>,
+    world: &World,
+    now: u64,
+) -> Result<Option<(Place, End)>, DropReason> {
     let ((Port::Endpoint(owner), _) | (_, Port::Endpoint(owner))) = (from, frame.egress) else {
         return Ok(None);
     };
@@ -49,12 +75,12 @@ pub(crate) fn stand<B: Buffer, I: Ip>(
             |port| matches!(port, Port::Endpoint(slot) if world.pod(slot).is_none_or(|pod| pod.deny_new));
         if refuses(from) || refuses(frame.egress) { Err(DropReason::DeniedNew) } else { Ok(owner) }
     };
-    let (Some(tracking), Some(transport)) = (tracking, front.transport.filter(|t| !t.inside)) else {
+    let (Some(tracking), Some(transport)) = (tracking, flow.transport.filter(|t| !t.inside)) else {
         return may_begin().map(|_| None);
     };
     let packet: Packet<'_, I> = Packet {
-        source: front.source,
-        destination: front.destination,
+        source: flow.source,
+        destination: flow.destination,
         protocol: transport.protocol,
         transport: frame.head().get(transport.offset..).unwrap_or_default(),
         len: frame.len() - transport.offset.min(frame.len()),

@@ -116,6 +116,8 @@ pub struct World {
     senders_v4: Table<u32, u16>,
     senders_v6: Table<u128, u16>,
     pods: Box<[Option<Pod>]>,
+    /// Whether any pod refuses new connections.
+    pub(crate) denies_new: bool,
     /// None while no pod has one.
     pub(crate) limits: Option<Limits>,
 }
@@ -149,6 +151,7 @@ impl World {
             senders_v4: Table::new(&whole(&of_family(&senders, v4))),
             senders_v6: Table::new(&whole(&of_family(&senders, v6))),
             pods: pods(snapshot, slots),
+            denies_new: snapshot.endpoints.values().any(|endpoint| endpoint.deny_new),
             limits: Limits::new(snapshot, slots),
         })
     }

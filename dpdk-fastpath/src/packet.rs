@@ -15,20 +15,12 @@ const MORE: u32 = 400;
 /// Large ones: the rest of a frame of up to 64 KiB, 32 MiB in all.
 const LARGE: (u32, u32) = (511, 32);
 
-/// A buffer, or a small one with a large one behind it. Dropping it frees both.
+/// A buffer, or a small one with a large one behind it: its bytes are the whole buffer, and where the frame lies in it is the
+/// holder's to know until it [goes out](Buffers::outgoing). Dropping it frees both.
 #[derive(Debug)]
 pub(crate) struct Packet(Mbuf);
 
 impl Packet {
-    /// Takes a frame over. From here on its bytes are the whole buffer; where the frame lies in it is the holder's to know.
-    pub(crate) fn new(mut mbuf: Mbuf) -> Self {
-        let whole = mbuf.headroom() + mbuf.data().len() + mbuf.tailroom();
-        if mbuf.set_window(0, whole).is_err() {
-            unreachable!("a buffer has room for itself");
-        }
-        Self(mbuf)
-    }
-
     /// A received frame; nothing when it is in more pieces than the packet program knows.
     #[inline]
     pub(crate) fn frame(mbuf: Mbuf) -> Option<Frame<Self>> {
@@ -36,7 +28,7 @@ impl Packet {
         if mbuf.segments() > 2 {
             return None;
         }
-        Frame::new(Self::new(mbuf), start, head, len - head)
+        Frame::new(Self(mbuf), start, head, len - head)
     }
 
     /// Hangs a second segment of `len` bytes behind.
@@ -48,12 +40,12 @@ impl Packet {
 impl Buffer for Packet {
     #[inline]
     fn head(&self) -> &[u8] {
-        self.0.data()
+        self.0.buffer()
     }
 
     #[inline]
     fn head_mut(&mut self) -> &mut [u8] {
-        self.0.data_mut()
+        self.0.buffer_mut()
     }
 
     #[inline]
@@ -80,11 +72,11 @@ impl Buffers {
     }
 
     pub(crate) fn small(&self) -> Option<Packet> {
-        self.small.alloc().map(Packet::new)
+        self.small.alloc().map(Packet)
     }
 
     pub(crate) fn large(&self) -> Option<Packet> {
-        self.large.alloc().map(Packet::new)
+        self.large.alloc().map(Packet)
     }
 
     /// Where a port with this MTU receives: every frame fits one buffer.
@@ -100,7 +92,7 @@ impl Buffers {
             copy.append(frame.head()).and_then(|()| copy.append(frame.tail())).ok()?;
             return Some(copy);
         }
-        let (start, head, len) = (frame.headroom(), frame.head().len(), frame.len());
+        let (start, head, len) = (frame.headroom(), frame.head_len(), frame.len());
         let Packet(mut mbuf) = frame.into_buffer();
         mbuf.set_window(start, head).ok()?;
         mbuf.truncate(len);

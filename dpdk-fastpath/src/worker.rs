@@ -211,9 +211,14 @@ impl Loop {
     fn send(&mut self, table: &Table) {
         let tally = &*self.shared.workers[self.number].tally;
         let (number, buffers) = (self.number, &self.buffers);
+        let (mut egress, mut way) = (Port::Host, table.port(Port::Host));
         for frame in self.burst.drain() {
-            let (egress, bytes) = (frame.egress, frame.len());
-            let sent = match table.port(egress) {
+            if frame.egress != egress {
+                // Mostly a burst goes one way.
+                (egress, way) = (frame.egress, table.port(frame.egress));
+            }
+            let bytes = frame.len();
+            let sent = match way {
                 Some((_, Served::Tap(tap))) => {
                     fit(frame, tap.capabilities(), &mut self.worker.pool, |piece| {
                         match tap.send(number, &piece) {

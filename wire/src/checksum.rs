@@ -103,6 +103,20 @@ pub fn internet(bytes: &[u8]) -> u16 {
     Sum::of(bytes).checksum()
 }
 
+/// Whether a header of 20 bytes, its checksum among them, sums up to that: [`internet`] would be zero. Sums that are the same
+/// modulo 0xffff fold to the same word, and no sum of an IP header is zero.
+#[inline]
+pub const fn is_right(header: &[u8; 20]) -> bool {
+    let (words, _) = header.as_chunks::<4>();
+    let mut sum = 0;
+    let mut at = 0;
+    while at < words.len() {
+        sum += u32::from_ne_bytes(words[at]) as u64;
+        at += 1;
+    }
+    sum.is_multiple_of(0xffff)
+}
+
 /// [`internet`] of a whole transport segment under its IPv4 pseudo header.
 pub fn transport_v4(source: Ipv4Addr, destination: Ipv4Addr, protocol: IpProtocol, segment: &[u8]) -> u16 {
     // No segment of IPv4 is longer than its total length field can say.
@@ -140,10 +154,12 @@ pub const fn replace_u32(checksum: u16, old: u32, new: u32) -> u16 {
     !fold(!checksum as u64 + !old as u64 + new as u64)
 }
 
-/// `checksum` after words that were zero were filled in; `words` is their plain sum, carries and all.
+/// `checksum` after a few words that were zero were filled in; `words` is their plain sum, carries and all, below 2³¹.
 #[inline]
 pub const fn put_in(checksum: u16, words: u32) -> u16 {
-    !fold(!checksum as u64 + words as u64)
+    let sum = !checksum as u32 + words;
+    let sum = (sum >> 16) + (sum & 0xffff);
+    !((sum >> 16) + (sum & 0xffff)) as u16
 }
 
 /// [`replace`] for UDP: no checksum stays no checksum, and no change makes one into none.
@@ -223,6 +239,27 @@ mod tests {
             prop_assert_eq!(sum.folded(), slow(&whole));
             prop_assert_eq!(Sum::of(&whole).folded(), slow(&whole));
             prop_assert_eq!(internet(&whole), !slow(&whole));
+        }
+
+        #[test]
+        fn a_right_header_is_told_from_a_wrong_one(mut header: [u8; 20], flip in 0..160_usize) {
+            header[0] |= 1;
+            header[10..12].fill(0);
+            let checksum = internet(&header);
+            header[10..12].copy_from_slice(&checksum.to_be_bytes());
+            prop_assert!(is_right(&header));
+            header[flip / 8] ^= 1 << (flip % 8);
+            prop_assert_eq!(is_right(&header), internet(&header) == 0);
+        }
+
+        #[test]
+        fn words_are_put_in_as_they_are_summed_up(mut bytes: [u8; 20], one: u16, other: u16) {
+            bytes[0] |= 1;
+            bytes[2..6].fill(0);
+            let before = internet(&bytes);
+            bytes[2..4].copy_from_slice(&one.to_be_bytes());
+            bytes[4..6].copy_from_slice(&other.to_be_bytes());
+            prop_assert_eq!(put_in(before, u32::from(one) + u32::from(other)), internet(&bytes));
         }
 
         #[test]

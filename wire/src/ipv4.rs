@@ -96,12 +96,24 @@ impl Ipv4 {
     #[inline]
     pub fn split_verified(packet: &[u8]) -> Result<(&Self, &[u8]), Malformed> {
         let (header, payload) = Self::split_partial(packet)?;
-        // Without options, as nearly always, the length is known and no loop is needed.
-        let checksum = match header.header_len() {
-            Self::LEN => checksum::internet(header.as_bytes()),
-            len => checksum::internet(packet.get(..len).unwrap_or_default()),
-        };
+        let checksum = checksum::internet(packet.get(..header.header_len()).unwrap_or_default());
         if checksum == 0 { Ok((header, payload)) } else { Err(Malformed::Ipv4Checksum) }
+    }
+
+    /// Whether this is version 4 and has no options, as nearly every packet's. What then may be asked at once:
+    /// [`is_right_without_options`](Self::is_right_without_options).
+    #[inline]
+    pub const fn is_without_options(&self) -> bool {
+        self.version_length == 0x45
+    }
+
+    /// What [`split_verified`](Self::split_verified) asks of a header that [has no options](Self::is_without_options).
+    #[inline]
+    pub fn is_right_without_options(&self) -> Result<(), Malformed> {
+        if usize::from(self.total_length()) < Self::LEN {
+            return Err(Malformed::Ipv4TotalLength);
+        }
+        if checksum::is_right(&zerocopy::transmute!(*self)) { Ok(()) } else { Err(Malformed::Ipv4Checksum) }
     }
 
     /// Where the payload lies in the packet, by the header's own word.

@@ -102,6 +102,22 @@ impl Mbuf {
         usize::from(head.buf_len) - usize::from(head.data_off) - usize::from(head.data_len)
     }
 
+    /// The whole buffer of the first segment, wherever in it the frame lies.
+    #[inline]
+    pub fn buffer(&self) -> &[u8] {
+        let head = self.head();
+        // SAFETY: `buf_addr` points at `buf_len` bytes of the pool's memory that belong to this segment alone.
+        unsafe { slice::from_raw_parts(head.buf_addr, head.buf_len.into()) }
+    }
+
+    /// The same, to change.
+    #[inline]
+    pub fn buffer_mut(&mut self) -> &mut [u8] {
+        let (address, room) = (self.head().buf_addr, self.head().buf_len.into());
+        // SAFETY: as in `buffer`, apart from the segment's own line, and we are borrowed mutably.
+        unsafe { slice::from_raw_parts_mut(address, room) }
+    }
+
     /// The whole buffer of the first segment and what lies where in it.
     #[inline]
     pub fn parts_mut(&mut self) -> Parts<'_> {
