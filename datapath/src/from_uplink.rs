@@ -43,6 +43,7 @@ pub fn from_uplink<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker:
 }
 
 /// What the outer IP header says.
+#[derive(Clone, Copy)]
 struct Envelope {
     /// The peer that sends from its source address.
     sender: Option<u16>,

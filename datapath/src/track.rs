@@ -50,6 +50,7 @@ pub(crate) fn stand<B: Buffer, I: Ip>(
 }
 
 /// What of a packet the stage must know.
+#[derive(Clone, Copy)]
 struct Flow<I: Ip> {
     source: I::Address,
     destination: I::Address,
