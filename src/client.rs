@@ -34,6 +34,22 @@ pub fn get(socket: &Path, page: &str) -> anyhow::Result<String> {
     }
 }
 
+/// A record of plain fields as the query of a page (URL Standard, application/x-www-form-urlencoded).
+pub fn query(record: &impl serde::Serialize) -> anyhow::Result<String> {
+    let json = serde_json::to_value(record).context("writing the question")?;
+    let fields = json.as_object().into_iter().flatten();
+    let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let pairs: Vec<_> = fields.map(|(name, value)| format!("{name}={}", encoded(&text(value)))).collect();
+    Ok(pairs.join("&"))
+}
+
+fn encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"*-._".contains(&byte);
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
 /// The status line and the body of a page.
 fn ask(socket: &Path, page: &str) -> anyhow::Result<(String, String)> {
     let asking = || format!("asking the agent at {}", socket.display());
@@ -92,6 +108,12 @@ mod tests {
         let refused = answer_with("HTTP/1.0 404 Not Found\r\n\r\nno such page").expect_err("a refusal");
         assert!(refused.to_string().contains("404 Not Found: no such page"), "{refused}");
         assert!(answer_with("nonsense").is_err());
+    }
+
+    #[test]
+    fn a_question_survives_whatever_is_in_it() {
+        let record = serde_json::json!({"pod": "a b/c&d=e%", "port": 80});
+        assert_eq!(query(&record).expect("plain fields"), "pod=a%20b%2Fc%26d%3De%25&port=80");
     }
 
     #[test]

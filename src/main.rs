@@ -11,7 +11,9 @@ use anyhow::Context;
 use causeway_agent::config::{Config, ConfigError, PathWish};
 use causeway_agent::hugepages;
 use causeway_agent::install::{self, CniVersion, Places, Wanted};
-use causeway_model::operator::{self, EndpointStatus, Status};
+use causeway_model::IpNetwork;
+use causeway_model::connection::{Listing, Stage};
+use causeway_model::operator::{self, ConnectionQuery, EndpointStatus, Status};
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
@@ -45,6 +47,8 @@ enum Command {
     Status(Question),
     /// Shows every attachment: pod, addresses, path and reason, counters.
     Endpoints(Question),
+    /// Shows the connections of this node's pods on both data paths; all conditions given must fit.
+    Connections(Connections),
     /// Puts the plugin where the runtime looks for it and, once the agent serves, the network configuration.
     Install(Install),
     /// Sees to it that so much memory is free in hugepages for a fast path about to start; `uninstall` gives the count back.
@@ -149,6 +153,47 @@ struct Question {
     json: bool,
 }
 
+#[derive(Args)]
+struct Connections {
+    #[command(flatten)]
+    question: Question,
+    /// Of this pod.
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "within")]
+    pod: Option<String>,
+    /// With one end in this prefix, or at this address.
+    #[arg(long, value_name = "PREFIX")]
+    within: Option<IpNetwork>,
+    /// Of this transport: tcp, udp, sctp, icmp, icmpv6 or a number.
+    #[arg(long, value_name = "NAME")]
+    protocol: Option<String>,
+    /// With this port at one end.
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// In this stage: new, syn-received, established, fin-wait, last-ack, time-wait, closed.
+    #[arg(long, value_name = "STAGE", value_parser = word::<Stage>)]
+    stage: Option<Stage>,
+    /// Of this data path: fast, kernel.
+    #[arg(long, value_name = "PATH", value_parser = word::<causeway_model::Path>)]
+    path: Option<causeway_model::Path>,
+    /// How many at most.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
+    most: usize,
+}
+
+/// A word as the API writes it.
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, serde_json::Error> {
+    serde_json::from_value(serde_json::Value::from(text))
+}
+
+impl Connections {
+    fn obey(self) -> anyhow::Result<()> {
+        let Self { question, pod, within, protocol, port, stage, path, most } = self;
+        let query = ConnectionQuery { pod, within, protocol, port, stage, path, most: Some(most) };
+        let page = format!("/v1/connections?{}", client::query(&query)?);
+        question.answer(&page, |listing: &Listing| table::connections(listing))
+    }
+}
+
 fn main() -> ExitCode {
     match obey(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -174,6 +219,7 @@ fn obey(command: Command) -> anyhow::Result<()> {
         Command::Endpoints(question) => {
             question.answer("/v1/endpoints", |endpoints: &Vec<EndpointStatus>| table::endpoints(endpoints))
         }
+        Command::Connections(connections) => connections.obey(),
         Command::Install(install) => install.obey(),
         Command::Hugepages { config, mib } => client::print(&hugepages::provide(&config.load()?, mib)?),
         Command::Uninstall { config, bin_dir, conf_dir, purge } => {

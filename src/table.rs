@@ -1,10 +1,12 @@
 //! The pages of the agent for human eyes.
 
 use std::fmt::Display;
+use std::net::{IpAddr, SocketAddr};
 
-use causeway_model::fastpath::Memory;
+use causeway_model::connection::{Connection, Listing};
+use causeway_model::fastpath::{ConnectionFigures, Memory};
 use causeway_model::operator::{EndpointStatus, FastpathStatus, NodeStatus, Status};
-use causeway_model::{Count, EndpointCounters};
+use causeway_model::{Count, EndpointCounters, PodName};
 
 /// Rows whose columns are aligned.
 #[derive(Default)]
@@ -49,6 +51,9 @@ pub fn status(status: &Status) -> String {
     let count = |(path, count)| format!("{count} {path}");
     if let Some(process) = &status.fastpath {
         fact("fast path", fastpath(process));
+        if let Some(figures) = &process.connections {
+            fact("connections", connection_figures(figures));
+        }
     }
     fact("endpoints", or(list(status.endpoints.iter().map(count)), "none"));
     fact("tunnel sent", counted(&status.tunnel_sent));
@@ -88,6 +93,15 @@ fn fastpath(process: &FastpathStatus) -> String {
         process.buffers,
         or(list(&process.workers), "none yet"),
     )
+}
+
+fn connection_figures(figures: &ConnectionFigures) -> String {
+    let ConnectionFigures { capacity, live, half_open_gone, idle_gone, refused } = figures;
+    let pressure = format!(
+        "; lack of room ended {half_open_gone} half open and {idle_gone} idle ones, and refused {refused} packets"
+    );
+    let pressure = if half_open_gone + idle_gone + refused > 0 { pressure } else { String::new() };
+    format!("{live} of {capacity} on the fast path{pressure}")
 }
 
 fn source(status: &Status) -> String {
@@ -155,6 +169,56 @@ pub fn endpoints(endpoints: &[EndpointStatus]) -> String {
         ]);
     }
     table.text("")
+}
+
+/// The page of connections.
+pub fn connections(listing: &Listing) -> String {
+    let head = ["PATH", "TRANSPORT", "FROM", "TO", "STAGE", "SENT", "ANSWERED", "AGE", "LEFT", "POD", "PEER"];
+    let mut table = Table::of(&head);
+    for connection in &listing.connections {
+        let Connection { path, protocol, from, to, answers, stage, sent, answered, .. } = connection;
+        let to = match answers {
+            None => end(to),
+            Some(who) => format!("{} ({})", end(to), end(who)),
+        };
+        let name = |pod: &Option<PodName>| pod.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+        table.row([
+            path.to_string(),
+            transport(*protocol),
+            end(from),
+            to,
+            stage.name().to_owned(),
+            sent.packets.to_string(),
+            answered.packets.to_string(),
+            connection.age_ms.map_or_else(|| "-".to_owned(), seconds),
+            seconds(connection.left_ms),
+            name(&connection.from_pod),
+            name(&connection.to_pod),
+        ]);
+    }
+    match listing.more {
+        0 => table.text(""),
+        more => format!("{}{more} more are not shown (--most)\n", table.text("")),
+    }
+}
+
+fn transport(number: u8) -> String {
+    match number {
+        1 => "icmp".into(),
+        6 => "tcp".into(),
+        17 => "udp".into(),
+        58 => "icmpv6".into(),
+        132 => "sctp".into(),
+        other => other.to_string(),
+    }
+}
+
+fn end((address, port): &(IpAddr, u16)) -> String {
+    SocketAddr::new(*address, *port).to_string()
+}
+
+fn seconds(millis: u64) -> String {
+    format!("{} s", millis / 1000)
 }
 
 fn counted(count: &Count) -> String {
@@ -230,9 +294,17 @@ mod tests {
             workers: vec![10, 0],
             buffers: 16_894,
             buffers_free: 16_800,
+            connections: Some(ConnectionFigures {
+                capacity: 64,
+                live: 3,
+                idle_gone: 2,
+                ..Default::default()
+            }),
         };
         let page = status(&Status { fastpath: Some(process), ..waiting() });
         let line = "fast path        1.2.3, pid 7, slow memory, 16800 of 16894 buffers free, frames by worker: 10, 0";
+        assert!(page.lines().any(|found| found == line), "{page}");
+        let line = "connections      3 of 64 on the fast path; lack of room ended 0 half open and 2 idle ones, and refused 0 packets";
         assert!(page.lines().any(|found| found == line), "{page}");
     }
 

@@ -2,21 +2,24 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use causeway_model::operator::ConnectionQuery;
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Unanswered};
 
 /// The pages of the API.
 pub(crate) fn router(engine: Arc<Engine>) -> Router {
     Router::new()
         .route("/v1/status", get(async |State(engine)| page(engine, |engine| engine.report().status).await))
         .route("/v1/endpoints", get(async |State(engine)| page(engine, Engine::endpoints).await))
+        .route("/v1/connections", get(connections))
         .route("/v1/health", get(health))
         .with_state(engine)
 }
@@ -28,6 +31,23 @@ async fn page<T: serde::Serialize + Send + 'static>(
 ) -> Response {
     match spawn_blocking(move || ask(&engine)).await {
         Ok(answer) => Json(answer).into_response(),
+        Err(panic) => (StatusCode::INTERNAL_SERVER_ERROR, panic.to_string()).into_response(),
+    }
+}
+
+/// The connections that a query asks for; 400 and the reason when it asks for what cannot be.
+async fn connections(
+    State(engine): State<Arc<Engine>>,
+    query: Result<Query<ConnectionQuery>, QueryRejection>,
+) -> Response {
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(refused) => return (StatusCode::BAD_REQUEST, refused.body_text()).into_response(),
+    };
+    match spawn_blocking(move || engine.connections(&query)).await {
+        Ok(Ok(listing)) => Json(listing).into_response(),
+        Ok(Err(Unanswered::Question(why))) => (StatusCode::BAD_REQUEST, why).into_response(),
+        Ok(Err(Unanswered::Trouble(why))) => (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
         Err(panic) => (StatusCode::INTERNAL_SERVER_ERROR, panic.to_string()).into_response(),
     }
 }

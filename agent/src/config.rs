@@ -1,11 +1,12 @@
 //! The agent's one configuration file.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use causeway_model::connection::{ConnectionRules, Timeout, Timeouts};
 use causeway_model::{DEFAULT_VNI, NodeName, Overlay, VXLAN_PORT, Vni};
 use serde::Deserialize;
 use thiserror::Error;
@@ -96,6 +97,8 @@ pub struct Config {
     pub mtu: Option<u16>,
     /// Where the metrics page is served; nowhere when `null`.
     pub metrics: Option<SocketAddr>,
+    /// How connections are kept, where it is not as everywhere.
+    pub connections: ConnectionRules,
     /// Kernel features to do without.
     pub mask: BTreeSet<KernelFeature>,
 }
@@ -145,6 +148,8 @@ const KEYS: &[(&str, &str)] = &[
     ("port", "a UDP port from 1 to 65535"),
     ("mtu", "a number from 576 to 65535"),
     ("metrics", "an address and a TCP port, as in 127.0.0.1:9717, or null for no metrics page"),
+    ("connection_timeouts", "seconds from 1 to 1209600 by state, as in {tcp-established: 86400, udp: 30}"),
+    ("connections_per_endpoint", "a number from 1 to 16777216"),
     ("mask", "a list of vxlan-reserved-bits, tun-udp-tunnel-gso"),
 ];
 
@@ -173,6 +178,9 @@ struct Written {
     mtu: Option<Within<576, 65_535>>,
     #[serde(default = "metrics_default")]
     metrics: Option<SocketAddr>,
+    #[serde(default)]
+    connection_timeouts: BTreeMap<Timeout, Within<1, { Timeouts::LONGEST }>>,
+    connections_per_endpoint: Option<Within<1, { 1 << 24 }>>,
     #[serde(default)]
     mask: BTreeSet<KernelFeature>,
 }
@@ -295,6 +303,10 @@ impl Written {
             },
             mtu: self.mtu.map(|n| as_u16(n.0)),
             metrics: self.metrics,
+            connections: ConnectionRules {
+                timeouts: self.connection_timeouts.into_iter().map(|(name, n)| (name, n.0)).collect(),
+                per_endpoint: self.connections_per_endpoint.map(|n| n.0),
+            },
             mask: self.mask,
         })
     }
@@ -349,6 +361,7 @@ mod tests {
             "agent.yaml",
             "{node: east, manifests: /m/all, state: /s, run: /r, uplink: eth7, datapath: kernel, default_path: fast, \
              vni: 7, port: 8472, mtu: 1400, metrics: '[::1]:1', mask: [vxlan-reserved-bits, tun-udp-tunnel-gso], \
+             connection_timeouts: {udp: 7, tcp-established: 3600}, connections_per_endpoint: 500, \
              api_socket: /a, fastpath_queues: 3, fastpath_uplink: 'net_af_packet0,iface=eth7'}",
         )
         .unwrap();
@@ -362,6 +375,8 @@ mod tests {
         assert_eq!((config.datapath, config.default_path), (PathWish::Kernel, PathWish::Fast));
         assert_eq!((u32::from(config.overlay.vni), config.overlay.port), (7, 8472));
         assert_eq!(config.metrics, "[::1]:1".parse().ok());
+        assert_eq!(config.connections.timeouts, [(Timeout::TcpEstablished, 3600), (Timeout::Udp, 7)].into());
+        assert_eq!(config.connections.per_endpoint, Some(500));
         assert_eq!(config.mask.len(), 2);
         let fast = (config.fastpath_queues, config.fastpath_uplink.as_deref());
         assert_eq!(fast, (3, Some("net_af_packet0,iface=eth7")));
@@ -392,6 +407,18 @@ mod tests {
             ("datapath: quick", "datapath: unknown variant `quick`, expected one of auto, fast, kernel"),
             ("default_path: ''", "default_path: unknown variant ``, expected one of auto, fast, kernel"),
             ("metrics: localhost", "allowed: an address and a TCP port, as in 127.0.0.1:9717"),
+            (
+                "connection_timeouts: {udp: 0}",
+                "0 is out of range; allowed: seconds from 1 to 1209600 by state",
+            ),
+            (
+                "connection_timeouts: {tpc: 5}",
+                "unknown variant `tpc`, expected one of tcp-syn, tcp-syn-received",
+            ),
+            (
+                "connections_per_endpoint: 0",
+                "connections_per_endpoint: 0 is out of range; allowed: a number from 1",
+            ),
             ("mask: [all]", "agent.yaml:1:8: mask[0]: unknown variant `all`"),
             ("run: causeway", "run: \"causeway\" is not an absolute path"),
             ("node: East", "node: node name \"East\" is not a DNS-1123 subdomain"),

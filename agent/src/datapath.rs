@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use causeway_kernel_fallback::{KernelDataplane, Sight, Survey};
+use causeway_model::connection::{Filter, Listing};
 use causeway_model::operator::FastpathStatus;
 use causeway_model::{
     Counters, Dataplane, DataplaneError, Endpoint, EndpointKey, Path, PortKind, TunnelOwner, Update,
@@ -219,6 +220,14 @@ impl Dataplane for Drivers {
 
     fn mend(&mut self) -> Result<Vec<String>, DataplaneError> {
         self.mend_seen(None)
+    }
+
+    fn connections(&mut self, filter: &Filter, most: usize) -> Result<Listing, DataplaneError> {
+        let mut all = Listing::default();
+        for driver in self.each() {
+            all = all.join(driver.connections(filter, most)?, most);
+        }
+        Ok(all)
     }
 
     fn counters(&mut self) -> Result<Counters, DataplaneError> {

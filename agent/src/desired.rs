@@ -112,6 +112,7 @@ fn work_out(given: &Given<'_>, problems: &mut Vec<String>) -> Result<Ready, NotR
             None => UplinkKind::HostRouted,
         },
         pod_mtu,
+        connections: given.config.connections.clone(),
     };
     let snapshot = Snapshot { settings, peers, endpoints: given.endpoints.clone(), clusters };
     Ok(Ready { snapshot, uplink: uplink.name.clone() })

@@ -11,6 +11,7 @@ pub(crate) mod bench;
 #[cfg(test)]
 mod capability_tests;
 mod check;
+mod connections;
 #[cfg(test)]
 mod crash_tests;
 mod gc;
@@ -24,6 +25,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use connections::Unanswered;
 pub(crate) use report::Report;
 pub(crate) use status::Ailment;
 

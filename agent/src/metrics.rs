@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use causeway_model::fastpath::ConnectionFigures;
 use causeway_model::operator::Status;
 use causeway_model::plugin::{Reply, Verb};
 use causeway_model::{Count, DropReason, Path};
@@ -74,6 +75,9 @@ fn text(report: &Report, meter: &CniMeter) -> Result<String, std::fmt::Error> {
     describe_node(&mut registry, status);
     describe_source(&mut registry, report);
     describe_traffic(&mut registry, status);
+    if let Some(figures) = status.fastpath.as_ref().and_then(|process| process.connections) {
+        describe_connections(&mut registry, &figures);
+    }
     let help = "Repairs of what others changed on this node";
     registry.register("repairs", help, counter(status.repairs));
     let help = "Requests of the CNI plugin by verb and code of the answer, 0 for success";
@@ -142,6 +146,21 @@ fn describe_traffic(registry: &mut Registry, status: &Status) {
     let tunnel = [("sent", status.tunnel_sent), ("received", status.tunnel_received)];
     let tunnel = tunnel.into_iter().map(|(direction, count)| (direction.to_owned(), count));
     register_counts(registry, "tunnel", "Passed through the tunnel", "direction", tunnel);
+}
+
+/// The fast path's table of connections.
+fn describe_connections(registry: &mut Registry, figures: &ConnectionFigures) {
+    let ConnectionFigures { capacity, live, half_open_gone, idle_gone, refused } = *figures;
+    registry.register("connections", "Connections of the fast path", gauge(live.into()));
+    let help = "How many connections the fast path has room for";
+    registry.register("connections_capacity", help, gauge(capacity.into()));
+    let pressure = Family::<Labels, Counter>::default();
+    for (what, count) in [("half-open-gone", half_open_gone), ("idle-gone", idle_gone), ("refused", refused)]
+    {
+        pressure.get_or_create(&vec![("outcome", what.to_owned())]).inc_by(count);
+    }
+    let help = "What lack of room for connections led to: half-open and idle ones lost their place, new ones were refused";
+    registry.register("connections_pressure", help, pressure);
 }
 
 /// Packets and bytes of one name, by one label.

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use causeway_datapath::connection::{Connections, Timeouts};
+use causeway_datapath::connection::Connections;
 use causeway_datapath::{
     Buffer, Burst, Frame, HEADROOM, Links, NextHop, Pool, Port, Slots, Tally, Tracking, Worker, World,
     from_pod, from_uplink,
@@ -94,7 +94,7 @@ fn connections() -> Tracking {
     const CAPACITY: u32 = 1 << 18;
     let words = (0..Connections::words(CAPACITY)).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
     let connections = Connections::open(words, CAPACITY).unwrap();
-    Tracking { connections, timeouts: Timeouts::default() }
+    Tracking { connections }
 }
 
 struct Bench {
@@ -213,6 +213,7 @@ fn snapshot() -> Snapshot {
         tunnel: TunnelOwner::FastPath,
         uplink: UplinkKind::default(),
         pod_mtu: 1450,
+        connections: Default::default(),
     });
     snapshot.peers.extend((2..=PEERS).map(node).map(|peer| (peer.id.clone(), peer)));
     snapshot.endpoints.extend((0..PODS).map(|pod| (key(pod), endpoint(pod))));

@@ -5,17 +5,15 @@ use std::hint;
 use causeway_model::DropReason;
 use causeway_wire::{Ethernet, IpProtocol, Ipv4, Ports};
 
-use crate::connection::{Class, Connections, End, Key, Moment, Packet, Place, Standing, Timeouts, classify};
+use crate::connection::{Class, Connections, End, Key, Moment, Packet, Place, Standing, classify};
 use crate::packet::{Front, Ip, Transport};
 use crate::{Buffer, Burst, Frame, Port, World};
 
-/// The connections of a node's pods, and how long they are remembered.
+/// The connections of a node's pods.
 #[derive(Clone, Copy, Debug)]
 pub struct Tracking {
     /// The table that all workers share.
     pub connections: Connections,
-    /// When it forgets.
-    pub timeouts: Timeouts,
 }
 
 /// Follows a packet between two ports; one between others than pods of this path is none of ours.
@@ -74,7 +72,14 @@ fn follow<B: Buffer, I: Ip>(
     let may_begin = || {
         let refuses =
             |port| matches!(port, Port::Endpoint(slot) if world.pod(slot).is_none_or(|pod| pod.deny_new));
-        if refuses(from) || refuses(frame.egress) { Err(DropReason::DeniedNew) } else { Ok(owner) }
+        if refuses(from) || refuses(frame.egress) {
+            return Err(DropReason::DeniedNew);
+        }
+        let has = |tracking: &Tracking| tracking.connections.count_of(owner);
+        match tracking {
+            Some(tracking) if has(tracking) >= world.connections_per_pod => Err(DropReason::ConnectionLimit),
+            _ => Ok(owner),
+        }
     };
     let (Some(tracking), Some(transport)) = (tracking, flow.transport.filter(|t| !t.inside)) else {
         return may_begin().map(|_| None);
@@ -92,8 +97,8 @@ fn follow<B: Buffer, I: Ip>(
         Class::Of(key, _) | Class::About(key, _) => key.hash(),
         Class::Single => 0,
     };
-    let Tracking { connections, timeouts } = tracking;
-    let standing = connections.follow(&packet, class, hash, (Moment { nanos: now }, timeouts), may_begin)?;
+    let now = (Moment { nanos: now }, &world.timeouts);
+    let standing = tracking.connections.follow(&packet, class, hash, now, may_begin)?;
     Ok(match (class, standing) {
         (Class::Of(_, end), Standing::Begins(place) | Standing::Belongs(place, _)) => Some((place, end)),
         _ => None,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use causeway_model::connection::Timeouts;
 use causeway_model::{
     Endpoint, Family, GATEWAY_V4, GATEWAY_V6, MacAddr, Node, NodeId, Overlay, Path, Settings, Snapshot,
 };
@@ -120,6 +121,10 @@ pub struct World {
     pub(crate) denies_new: bool,
     /// None while no pod has one.
     pub(crate) limits: Option<Limits>,
+    /// How long connections are remembered.
+    pub timeouts: Timeouts,
+    /// How many connections a pod may have at once.
+    pub(crate) connections_per_pod: u64,
 }
 
 impl World {
@@ -153,6 +158,8 @@ impl World {
             pods: pods(snapshot, slots),
             denies_new: snapshot.endpoints.values().any(|endpoint| endpoint.deny_new),
             limits: Limits::new(snapshot, slots),
+            timeouts: Timeouts::new(&settings.connections.timeouts),
+            connections_per_pod: settings.connections.per_endpoint.map_or(u64::MAX, u64::from),
         })
     }
 

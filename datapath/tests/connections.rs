@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 
 use causeway_datapath::connection::{Connections, Stage, Timeouts};
 use causeway_datapath::{Port, Tracking};
-use causeway_model::{DropReason, Family};
+use causeway_model::{Count, DropReason, Family};
 use rig::{Side, plain, sent_by, snapshot, tcp, tunnelled, udp};
 
 const A: &str = "10.70.1.10";
@@ -18,7 +18,7 @@ fn tracking() -> Tracking {
     const CAPACITY: u32 = 256;
     let words = (0..Connections::words(CAPACITY)).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
     let connections = Connections::open(words, CAPACITY).unwrap();
-    Tracking { connections, timeouts: Timeouts::default() }
+    Tracking { connections }
 }
 
 /// Node east with connections; pod `a` denies new ones if so asked.
@@ -38,7 +38,7 @@ fn back(side: &Side, packet: &[u8]) -> Result<(), DropReason> {
 }
 
 fn stages(tracking: &Tracking) -> Vec<Stage> {
-    tracking.connections.records(0, &tracking.timeouts).map(|record| record.stage).collect()
+    tracking.connections.records(0, &Timeouts::default()).map(|record| record.stage).collect()
 }
 
 #[test]
@@ -48,9 +48,10 @@ fn a_datagram_begins_a_connection_and_its_answer_establishes_it() {
     out(&side, &udp(A, FAR, (1000, 53), 20)).unwrap();
     assert_eq!(stages(&tracking), [Stage::New]);
     back(&side, &udp(FAR, A, (53, 1000), 30)).unwrap();
-    let record = tracking.connections.records(0, &tracking.timeouts).next().unwrap();
+    let record = tracking.connections.records(0, &Timeouts::default()).next().unwrap();
     assert_eq!((record.stage, record.from.1, record.to.1), (Stage::Established, 1000, 53));
-    assert_eq!(record.counts, [(1, 20 + 28), (1, 30 + 28)], "packets, and bytes of IP");
+    let count = |bytes| Count { packets: 1, bytes };
+    assert_eq!((record.sent, record.answered), (count(20 + 28), count(30 + 28)), "bytes of IP");
     assert_eq!(tracking.connections.live_count(), 1, "one for both directions");
 }
 
@@ -65,6 +66,27 @@ fn a_pod_that_denies_new_connections_keeps_those_it_has() {
     assert_eq!(out(&after, &udp(A, FAR, (1001, 53), 20)), Err(DropReason::DeniedNew));
     assert_eq!(back(&after, &udp(FAR, A, (53, 1001), 20)), Err(DropReason::DeniedNew));
     assert_eq!(tracking.connections.live_count(), 1, "what was denied takes no place");
+}
+
+#[test]
+fn a_pod_begins_no_more_than_it_may_and_more_when_one_has_ended() {
+    let tracking = tracking();
+    let mut snapshot = snapshot(1, Family::V4);
+    snapshot.settings.connections.per_endpoint = Some(3);
+    let Side { world, worker, slots, now } = Side::of(&snapshot);
+    let side = Side { world, worker: RefCell::new(worker.into_inner().tracking(tracking)), slots, now };
+    let begin = |port| out(&side, &udp(A, FAR, (port, 53), 20));
+    let begun: Vec<_> = (1..=4).map(begin).collect();
+    assert_eq!(begun, [Ok(()), Ok(()), Ok(()), Err(DropReason::ConnectionLimit)]);
+    assert_eq!(begin(1), Ok(()), "what it has goes on");
+    assert_eq!(
+        back(&side, &udp(FAR, A, (53, 9), 20)),
+        Err(DropReason::ConnectionLimit),
+        "from elsewhere, too"
+    );
+    let timeouts = Timeouts::default();
+    tracking.connections.sweep(0..256, u32::MAX / 2 - 1, &timeouts);
+    assert_eq!(begin(4), Ok(()));
 }
 
 #[test]

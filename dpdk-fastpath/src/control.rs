@@ -9,14 +9,16 @@ use std::thread;
 use std::time::Duration;
 
 use causeway_datapath::{Links, NextHop, Port, Slots, Tracking, World};
+use causeway_model::connection::{Filter, Listing};
 use causeway_model::fastpath::{
     Answer, ConnectionFigures, Device, Heard, Hello, MAX_QUEUES, Memory, Outcome, PortName, Tally, Tap, Task,
     VERSION, WorkerDrops,
 };
-use causeway_model::{Delta, EndpointCounters, EndpointKey, MacAddr, Snapshot};
+use causeway_model::{Delta, Endpoint, EndpointCounters, EndpointKey, MacAddr, Path, Snapshot};
 use causeway_socket::{Channel, SocketError};
 use dpdk_sys::Eal;
 
+use crate::clock;
 use crate::ethdev::EthdevPort;
 use crate::packet::Buffers;
 use crate::table::{SLOTS, Served, Shared, Table};
@@ -118,7 +120,7 @@ impl Control {
 
     /// How full the table of connections is, and what that has led to.
     fn connections(&self) -> Option<ConnectionFigures> {
-        let Tracking { connections, .. } = self.means.as_ref().ok()?.tracking?;
+        let Tracking { connections } = self.tracking()?;
         let pressure = connections.pressure();
         Some(ConnectionFigures {
             capacity: connections.capacity(),
@@ -127,6 +129,16 @@ impl Control {
             idle_gone: pressure.idle,
             refused: pressure.refused,
         })
+    }
+
+    /// The connections that fit a filter, at most so many.
+    fn list(&self, filter: &Filter, most: usize) -> Listing {
+        let (Some(Tracking { connections }), Ok(means)) = (self.tracking(), &self.means) else {
+            return Listing::default();
+        };
+        let timeouts = means.shared.world().map(|world| world.timeouts).unwrap_or_default();
+        let all = connections.records(clock::now(), &timeouts);
+        Listing::of(all.filter(|connection| filter.fits(connection)), most)
     }
 
     fn shortfalls(&self) -> Vec<String> {
@@ -165,16 +177,36 @@ impl Control {
                 return Ok(Outcome::Shown(device(served)));
             }
             Task::Count => return Ok(Outcome::Counted(Box::new(self.count()?))),
+            Task::Connections { filter, most } => return Ok(Outcome::Connections(self.list(&filter, most))),
         }
         Ok(Outcome::Done)
     }
 
     fn take_up(&mut self, epoch: u64, snapshot: Snapshot) -> Result<(), String> {
+        let (had, has) = (self.snapshot.as_ref().map(fast_addresses), fast_addresses(&snapshot));
         let old = self.snapshot.replace(snapshot);
         let table = self.table().inspect_err(|_| self.snapshot = old)?;
         // From here on it is the state, also when a worker is slow to take it up.
         self.epoch = epoch;
-        self.put_in_force(table)
+        if let (None, Some(Tracking { connections })) = (&had, self.tracking()) {
+            // Nobody has carried packets yet: what is there is of the process before.
+            connections.adopt(|address| self.slots.of(has.get(&address)?));
+        }
+        self.put_in_force(table)?;
+        let gone = had.into_iter().flatten().map(|(address, _)| address).filter(|a| !has.contains_key(a));
+        self.end_connections_of(&gone.collect());
+        Ok(())
+    }
+
+    /// Whoever has these addresses next begins anew.
+    fn end_connections_of(&self, gone: &BTreeSet<IpAddr>) {
+        if let (false, Some(Tracking { connections })) = (gone.is_empty(), self.tracking()) {
+            connections.end_of(gone);
+        }
+    }
+
+    fn tracking(&self) -> Option<Tracking> {
+        self.means.as_ref().ok()?.tracking
     }
 
     /// Costs what the tables cost, and no copy of the state.
@@ -187,11 +219,25 @@ impl Control {
         }
         let table = self.table().inspect_err(|_| {
             if let Some(snapshot) = &mut self.snapshot {
-                inverses.into_iter().rev().for_each(|inverse| snapshot.apply(inverse));
+                inverses.iter().rev().cloned().for_each(|inverse| snapshot.apply(inverse));
             }
         })?;
         self.epoch = epoch;
-        self.put_in_force(table)
+        self.put_in_force(table)?;
+        self.end_connections_of(&self.addresses_lost(&inverses));
+        Ok(())
+    }
+
+    /// The addresses that fast pods had before these changes were made, which are taken back by their inverses, and have no more.
+    fn addresses_lost(&self, inverses: &[Delta]) -> BTreeSet<IpAddr> {
+        let mut lost = BTreeSet::new();
+        for inverse in inverses {
+            let Delta::Endpoint(before) = inverse else { continue };
+            let now = self.snapshot.as_ref().and_then(|snapshot| snapshot.endpoints.get(&before.key));
+            let keeps = |address| now.is_some_and(|now| is_fast(now) && now.addresses.contains(address));
+            lost.extend(before.addresses.iter().filter(|address| is_fast(before) && !keeps(address)));
+        }
+        lost
     }
 
     fn plug(&mut self, port: &PortName, device: Device, queues: Vec<OwnedFd>) -> Result<Outcome, String> {
@@ -318,6 +364,17 @@ impl Control {
         sum.endpoints = endpoints.into_iter().collect();
         Ok(sum)
     }
+}
+
+fn is_fast(endpoint: &Endpoint) -> bool {
+    endpoint.path == Path::Fast
+}
+
+/// Whose the addresses of this state's fast pods are.
+fn fast_addresses(snapshot: &Snapshot) -> BTreeMap<IpAddr, EndpointKey> {
+    let fast = snapshot.endpoints.values().filter(|endpoint| is_fast(endpoint));
+    fast.flat_map(|endpoint| endpoint.addresses.iter().map(|address| (*address, endpoint.key.clone())))
+        .collect()
 }
 
 /// A TAP as it came over the socket, if it is what it says it is.

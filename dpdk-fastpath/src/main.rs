@@ -18,7 +18,6 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use causeway_datapath::Tracking;
-use causeway_datapath::connection::Timeouts;
 use causeway_model::fastpath;
 use clap::{Parser, ValueEnum};
 use dpdk_sys::{Eal, EalConfig, Memory};
@@ -111,5 +110,5 @@ fn remember(arguments: &Arguments) -> anyhow::Result<(Option<Tracking>, Option<S
     if let Some(limit) = &limit {
         tracing::warn!("{limit}");
     }
-    Ok((Some(Tracking { connections, timeouts: Timeouts::default() }), limit))
+    Ok((Some(Tracking { connections }), limit))
 }

@@ -28,10 +28,11 @@ fn sweep(tracking: Option<&Tracking>, shared: &Shared) -> ! {
     let (mut from, mut waiting) = (0, None::<(Ended, Vec<u64>)>);
     loop {
         thread::sleep(PERIOD);
-        if let Some(world) = shared.world() {
+        let world = shared.world();
+        if let Some(world) = &world {
             world.forget_paths(clock::now());
         }
-        let Some(Tracking { connections, timeouts }) = tracking else { continue };
+        let Some(Tracking { connections }) = tracking else { continue };
         if let Some((ended, turns)) = waiting.take() {
             if shared.have_turned(&turns) {
                 connections.settle(ended);
@@ -41,7 +42,8 @@ fn sweep(tracking: Option<&Tracking>, shared: &Shared) -> ! {
         }
         let used = connections.used();
         let to = from + (used / ROUNDS).max(AT_ONCE);
-        connections.sweep(from..to, (clock::now() / 1_000_000) as u32, timeouts);
+        let timeouts = world.map(|world| world.timeouts).unwrap_or_default();
+        connections.sweep(from..to, (clock::now() / 1_000_000) as u32, &timeouts);
         from = if to >= used { 0 } else { to };
         if waiting.is_none() {
             let ended = connections.ended();

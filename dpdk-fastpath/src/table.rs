@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use causeway_datapath::connection::OWNERS;
 use causeway_datapath::{Port, Tally, World};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -12,7 +13,7 @@ use crate::ethdev::EthdevPort;
 use crate::tap::TapPort;
 
 /// How many endpoints a fast path can carry at once.
-pub(crate) const SLOTS: u16 = 4096;
+pub(crate) const SLOTS: u16 = OWNERS;
 /// The mark of a wake-up call among the events of a worker's descriptors.
 const WAKE_UP: u64 = u64::MAX;
 /// How long an idle worker leaves a port alone that has no descriptor to wait on.

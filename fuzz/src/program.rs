@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::sync::atomic::AtomicU64;
 
-use causeway_datapath::connection::{Connections, Timeouts};
+use causeway_datapath::connection::Connections;
 use causeway_datapath::{Capabilities, Checksum, Offload, Port, Tracking, fit};
 use causeway_model::Family;
 
@@ -61,7 +61,7 @@ fn node(choice: u8, words: &'static [AtomicU64]) -> Side {
     let connections = Connections::open(words, CAPACITY)
         .unwrap_or_else(|error| panic!("a table of {CAPACITY} connections: {error:?}"));
     let Side { world, worker, slots, now } = side;
-    let tracking = Tracking { connections, timeouts: Timeouts::default() };
+    let tracking = Tracking { connections };
     Side { world, worker: RefCell::new(worker.into_inner().tracking(tracking)), slots, now }
 }
 

@@ -70,7 +70,7 @@ pub(crate) fn complaint(
         Object::Vxlan(_) => Ok(None),
         Object::Sysctl(setting) => {
             let value = sysctl::read(&setting.path)?;
-            let wrong = value.filter(|value| value != setting.value);
+            let wrong = value.filter(|value| *value != setting.value);
             Ok(wrong.map(|value| format!("sysctl {} is {value}, not {}", setting.path, setting.value)))
         }
         Object::Link(state) => Ok(link_complaint(state, links.get(&state.name))),

@@ -1,12 +1,13 @@
 //! The promise of a data path, kept by the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use causeway_model::connection::{Filter, Listing};
 use causeway_model::{
     Count, Counters, Dataplane, DataplaneError, Delta, DropReason, Endpoint, EndpointCounters, EndpointKey,
     IpNetwork, LinkName, Snapshot, TunnelOwner, Update, UplinkKind,
@@ -24,7 +25,7 @@ use crate::objects::{HOST_LINK, Object, Sysctl, TUNNEL_LINK, UPLINK_LINK, is_pod
 use crate::observe::{self, Link};
 use crate::ruleset::Ruleset;
 use crate::sysctl::Before;
-use crate::{conntrack, paths, pod, refused, removal, shaping, uplink, veth};
+use crate::{connections, conntrack, paths, pod, refused, removal, shaping, uplink, veth};
 
 /// How the kernel path is to be run.
 #[derive(Clone, Debug)]
@@ -129,12 +130,11 @@ impl KernelDataplane {
     fn forget_orphans(&self) {
         let Some(desired) = &self.desired else { return };
         let own = &desired.snapshot.settings.node.pod_prefixes;
-        conntrack::forget_where(|flow| {
-            let (to, answers) = (flow.to.ip(), flow.answers.ip());
-            to != answers
-                && own.iter().any(|prefix| prefix.contains(answers))
-                && !desired.elements.contains(&Element::Endpoint(answers))
-        });
+        let is_nobodys = |address: &IpAddr| {
+            own.iter().any(|prefix| prefix.contains(*address))
+                && !desired.elements.contains(&Element::Endpoint(*address))
+        };
+        conntrack::forget_where(|flow| flow.ends().iter().any(is_nobodys));
         let all: Vec<Element> = desired.elements.iter().cloned().collect();
         conntrack::forget(&[], &all, local_addresses);
     }
@@ -192,6 +192,14 @@ impl KernelDataplane {
             self.go_back(change.inverses);
         } else {
             conntrack::forget(&change.elements.gone, &change.elements.new, local_addresses);
+            let gone = change.elements.gone.iter().filter_map(|element| match element {
+                Element::Endpoint(address) => Some(*address),
+                _ => None,
+            });
+            let gone: BTreeSet<_> = gone.collect();
+            if !gone.is_empty() {
+                self.reaper.forget(gone);
+            }
         }
         result
     }
@@ -291,12 +299,15 @@ impl KernelDataplane {
     fn count(&mut self) -> Result<Counters, KernelError> {
         let links = observe::links(&mut self.netlink)?;
         let mut counters = Counters::default();
-        for (reason, count) in self.nft.counters()? {
-            // nft counts from the network header on; an Ethernet header lies before it.
-            let bytes = count.bytes + 14 * count.packets;
-            if count.packets > 0 {
-                counters.drops.insert(reason, Count { packets: count.packets, bytes });
-            }
+        let dropped = self.nft.dropped()?;
+        // nft counts from the network header on; an Ethernet header lies before it.
+        let whole = |Count { packets, bytes }: Count| Count { packets, bytes: bytes + 14 * packets };
+        for (reason, count) in dropped.of_all.iter().filter(|(_, count)| count.packets > 0) {
+            counters.drops.insert(*reason, whole(*count));
+        }
+        let mut of_pods: BTreeMap<&str, BTreeMap<DropReason, Count>> = BTreeMap::new();
+        for ((link, reason), count) in &dropped.of_pods {
+            of_pods.entry(link).or_default().insert(*reason, whole(*count));
         }
         if let Some(tunnel) = links.get(TUNNEL_LINK) {
             let stats = &tunnel.stats;
@@ -305,10 +316,10 @@ impl KernelDataplane {
             // IPv6's count of malformed ones began anew if the device was made anew.
             let ((malformed, late, overlapping), before) = (refused_so_far()?, self.counted_before);
             let malformed = malformed.saturating_sub(before.0);
-            drop_more(&mut counters, DropReason::KernelMalformed, stats.rx_errors + malformed);
-            drop_more(&mut counters, DropReason::LoneFragment, late.saturating_sub(before.1));
-            drop_more(&mut counters, DropReason::BadFragment, overlapping.saturating_sub(before.2));
-            drop_more(&mut counters, DropReason::NotForUs, stats.rx_otherhost_dropped);
+            drop_more(&mut counters.drops, DropReason::KernelMalformed, stats.rx_errors + malformed);
+            drop_more(&mut counters.drops, DropReason::LoneFragment, late.saturating_sub(before.1));
+            drop_more(&mut counters.drops, DropReason::BadFragment, overlapping.saturating_sub(before.2));
+            drop_more(&mut counters.drops, DropReason::NotForUs, stats.rx_otherhost_dropped);
         }
         let limited = self.desired.iter().flat_map(Desired::veths).any(|e| !e.bandwidth.is_none());
         let filters = if limited { shaping::filters(&mut self.netlink)? } else { Vec::new() };
@@ -317,15 +328,19 @@ impl KernelDataplane {
             filter.map_or(0, |filter| filter.dropped)
         };
         for endpoint in self.desired.iter().flat_map(Desired::veths) {
-            let names = [endpoint.key.link_name(), endpoint.key.limit_name()];
+            let mut drops = of_pods.remove(endpoint.key.link_name().as_str()).unwrap_or_default();
             if !endpoint.bandwidth.is_none() {
-                drop_more(&mut counters, DropReason::RateLimited, names.iter().map(held_back).sum());
+                let names = [endpoint.key.link_name(), endpoint.key.limit_name()];
+                drop_more(&mut drops, DropReason::RateLimited, names.iter().map(held_back).sum());
             }
             if let Some(link) = links.get(endpoint.key.link_name().as_str()) {
-                drop_more(&mut counters, DropReason::NotForUs, link.stats.rx_otherhost_dropped);
+                drop_more(&mut drops, DropReason::NotForUs, link.stats.rx_otherhost_dropped);
+                for reason in [DropReason::RateLimited, DropReason::NotForUs] {
+                    let packets = drops.get(&reason).map_or(0, |count| count.packets);
+                    drop_more(&mut counters.drops, reason, packets);
+                }
                 let from_pod = Count { packets: link.stats.rx_packets, bytes: link.stats.rx_bytes };
                 let to_pod = Count { packets: link.stats.tx_packets, bytes: link.stats.tx_bytes };
-                let drops = BTreeMap::new();
                 counters.endpoints.insert(endpoint.key.clone(), EndpointCounters { from_pod, to_pod, drops });
             }
         }
@@ -340,9 +355,9 @@ fn refused_so_far() -> Result<(u64, u64, u64), KernelError> {
 }
 
 /// Adds what the kernel has dropped outside of our chains, where it counts no bytes.
-fn drop_more(counters: &mut Counters, reason: DropReason, packets: u64) {
+fn drop_more(drops: &mut BTreeMap<DropReason, Count>, reason: DropReason, packets: u64) {
     if packets > 0 {
-        *counters.drops.entry(reason).or_default() += Count { packets, bytes: 0 };
+        *drops.entry(reason).or_default() += Count { packets, bytes: 0 };
     }
 }
 
@@ -387,6 +402,12 @@ impl Dataplane for KernelDataplane {
 
     fn mend(&mut self) -> Result<Vec<String>, DataplaneError> {
         Ok(self.reconcile()?)
+    }
+
+    fn connections(&mut self, filter: &Filter, most: usize) -> Result<Listing, DataplaneError> {
+        let pods: BTreeSet<IpAddr> =
+            self.desired.iter().flat_map(Desired::veths).flat_map(|pod| pod.addresses.clone()).collect();
+        Ok(connections::list(&pods, filter, most)?)
     }
 
     fn counters(&mut self) -> Result<Counters, DataplaneError> {

@@ -10,6 +10,7 @@ use causeway_model::{
 };
 
 use crate::capture::Uplink;
+use crate::connections;
 use crate::element::Element;
 use crate::host_ports;
 use crate::objects::{
@@ -307,8 +308,9 @@ impl Context<'_> {
             if node.pod_prefixes_of(family).next().is_none() {
                 continue;
             }
-            wishes.objects.push(Object::Sysctl(Sysctl { link: None, path: path.into(), value: "1" }));
+            wishes.objects.push(Object::Sysctl(Sysctl { link: None, path: path.into(), value: "1".into() }));
         }
+        wishes.objects.extend(connections::sysctls(&self.settings.connections));
         if self.kernel_tunnel() {
             wishes.objects.push(Object::Vxlan(Vxlan {
                 vni: overlay.vni.into(),
@@ -435,7 +437,7 @@ impl Context<'_> {
         };
         if host_ports::wants_loopback(endpoint) {
             let path = format!("net/ipv4/conf/{link}/{}", sysctl::ROUTE_LOCALNET);
-            wishes.objects.push(Object::Sysctl(Sysctl { link: Some(link.into()), path, value: "1" }));
+            wishes.objects.push(Object::Sysctl(Sysctl { link: Some(link.into()), path, value: "1".into() }));
         }
         for address in endpoint.addresses.iter().copied() {
             wishes.objects.push(Object::Neighbour { link: link.into(), address, mac });
@@ -502,7 +504,7 @@ fn link_sysctls(link: &str, more: &[(&str, &str, &'static str)]) -> Vec<Object> 
     let settings = common.iter().chain(more);
     let sysctl = |(family, name, value): &(&str, &str, &'static str)| {
         let path = format!("net/{family}/conf/{link}/{name}");
-        Object::Sysctl(Sysctl { link: Some(link.into()), path, value })
+        Object::Sysctl(Sysctl { link: Some(link.into()), path, value: (*value).into() })
     };
     settings.map(sysctl).collect()
 }

@@ -43,7 +43,7 @@ pub(crate) const GONE: [Errno; 5] =
 pub(crate) fn install(netlink: &mut Netlink, object: &Object) -> Result<(), KernelError> {
     let doing = || format!("making {object}");
     match object {
-        Object::Sysctl(sysctl) => sysctl::write(&sysctl.path, sysctl.value),
+        Object::Sysctl(sysctl) => sysctl::write(&sysctl.path, &sysctl.value),
         Object::Vxlan(vxlan) => create_vxlan(netlink, vxlan, object),
         Object::Intermediate(name) => unless(create_intermediate(netlink, name, object), &[Errno::EEXIST]),
         Object::Bucket(bucket) => shaping::install_bucket(netlink, bucket),

@@ -3,15 +3,18 @@
 //! The kernel takes 20 ms and more to delete a veth, or to move it to another namespace, and hardly longer for a hundred of
 //! them at once. A link that is down, renamed and without a use hurts nobody meanwhile, and its name is free.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use nix::errno::Errno;
 
+use crate::conntrack;
 use crate::error::KernelError;
 use crate::install::{GONE, unless};
 use crate::namespace::within;
@@ -46,6 +49,8 @@ enum Job {
     Close(Vec<OwnedFd>),
     /// A link of another namespace.
     Delete(OwnedFd, u32),
+    /// What connection tracking knows of addresses whose pods have gone by now.
+    Forget(BTreeSet<IpAddr>, SystemTime),
 }
 
 impl Reaper {
@@ -68,6 +73,11 @@ impl Reaper {
         self.hand(Job::Delete(netns, index));
     }
 
+    /// Has flows forgotten of addresses whose pods have gone, so that nobody inherits them.
+    pub(crate) fn forget(&self, addresses: BTreeSet<IpAddr>) {
+        self.hand(Job::Forget(addresses, SystemTime::now()));
+    }
+
     pub(crate) fn delete_group(&self) {
         self.hand(Job::Group);
     }
@@ -80,13 +90,14 @@ impl Reaper {
 
 fn reap(mut netlink: Netlink, due: &Receiver<Job>) {
     while let Ok(first) = due.recv() {
-        let (until, mut group) = (Instant::now() + GATHER, false);
+        let (until, mut group, mut gone) = (Instant::now() + GATHER, false, BTreeMap::new());
         let mut job = Ok(first);
         loop {
             match job {
                 Ok(Job::Group) => group = true,
                 Ok(Job::Close(descriptors)) => drop(descriptors),
                 Ok(Job::Delete(netns, index)) => delete(&netns, index),
+                Ok(Job::Forget(addresses, when)) => gone.extend(addresses.into_iter().map(|a| (a, when))),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             }
             job = due.recv_timeout(until.saturating_duration_since(Instant::now()));
@@ -94,6 +105,9 @@ fn reap(mut netlink: Netlink, due: &Receiver<Job>) {
         if group && let Err(error) = remove_group(&mut netlink) {
             // The next look at the node finds them.
             tracing::warn!(%error, "links on their way out are still there");
+        }
+        if !gone.is_empty() {
+            conntrack::forget_pods(&gone);
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod capture;
 mod check;
+mod connections;
 mod conntrack;
 mod dataplane;
 mod desired;

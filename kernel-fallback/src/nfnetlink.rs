@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use crate::element::Element;
 use crate::error::KernelError;
 use crate::netlink::{Failure, Netlink};
-use crate::ruleset::TABLE;
+use crate::ruleset::{DROPS, TABLE};
 
 /// NFNL_SUBSYS_NFTABLES, the upper half of a message's kind; the lower is the message of nftables.
 const NFTABLES: u16 = 10 << 8;
@@ -40,6 +40,8 @@ const ELEMENT_DATA: u16 = 2 | NESTED;
 const ELEMENT_FLAGS: u16 = 3;
 const INTERVAL_END: u32 = 1;
 const ELEMENT_KEY_END: u16 = 10 | NESTED;
+const ELEMENT_EXPRESSION: u16 = 7;
+const EXPRESSION_DATA: u16 = 2;
 const DATA_VALUE: u16 = 1;
 /// Elements in one message: what is nested has 16 bits for its length.
 const PIECE: usize = 400;
@@ -248,18 +250,50 @@ fn counter(record: &Record) -> Option<(DropReason, Count)> {
                 let name = attribute.value().strip_suffix(&[0])?;
                 reason = DropReason::ALL.iter().copied().find(|reason| reason.label().as_bytes() == name);
             }
-            OBJECT_DATA => {
-                for part in attributes(attribute.value()) {
-                    let number = u64::from_be_bytes(part.value().try_into().ok()?);
-                    match part.kind() {
-                        COUNTER_BYTES => count.bytes = number,
-                        COUNTER_PACKETS => count.packets = number,
-                        _ => {}
-                    }
-                }
-            }
+            OBJECT_DATA => count = count_of(attribute.value())?,
             _ => {}
         }
     }
     Some((reason?, count))
+}
+
+/// What a counter says.
+fn count_of(counter: &[u8]) -> Option<Count> {
+    let number = |kind| part(counter, kind)?.try_into().ok().map(u64::from_be_bytes);
+    Some(Count { packets: number(COUNTER_PACKETS)?, bytes: number(COUNTER_BYTES)? })
+}
+
+/// What was dropped by pod's link and reason; none when there is no table.
+pub(crate) fn pod_drops(netlink: &mut Netlink) -> Result<Vec<(String, DropReason, Count)>, KernelError> {
+    let (table, set) = (format!("{TABLE}\0"), format!("{DROPS}\0"));
+    let attributes = [(ELEMENTS_TABLE, table.as_bytes()), (ELEMENTS_SET, set.as_bytes())];
+    let question = Record::question(GET_ELEMENTS, FAMILY_INET, &attributes);
+    let records = match netlink.exchange(question, NLM_F_REQUEST | NLM_F_DUMP) {
+        Ok(answer) => answer.records,
+        Err(Failure::Refused(refusal)) if refusal.errno == Errno::ENOENT as i32 => Vec::new(),
+        Err(failure) => return Err(failed(failure, "listing what was dropped of pods")),
+    };
+    let lists = records.iter().flat_map(Record::attributes).filter(|list| list.kind() == ELEMENTS & !NESTED);
+    Ok(lists.flat_map(|list| attributes_of(list.value(), pod_drop)).collect())
+}
+
+fn attributes_of<T>(bytes: &[u8], read: impl Fn(&[u8]) -> Option<T>) -> Vec<T> {
+    attributes(bytes).filter_map(|attribute| read(attribute.value())).collect()
+}
+
+/// An element of the set of drops: the link's name in sixteen bytes, the reason's number in four.
+fn pod_drop(element: &[u8]) -> Option<(String, DropReason, Count)> {
+    let key = part(part(element, ELEMENT_KEY & !NESTED)?, DATA_VALUE)?;
+    let (link, number) = key.split_first_chunk::<16>()?;
+    let link = link.split(|byte| *byte == 0).next().and_then(|name| std::str::from_utf8(name).ok())?;
+    let reason = DropReason::ALL.get(u32::from_ne_bytes(number.try_into().ok()?) as usize)?;
+    let counter = part(part(element, ELEMENT_EXPRESSION)?, EXPRESSION_DATA)?;
+    Some((link.to_owned(), *reason, count_of(counter)?))
+}
+
+/// The value of one attribute among those that bytes hold.
+pub(crate) fn part(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    let found = attributes(bytes).find(|part| part.kind() == wanted)?;
+    let end = usize::from(found.length());
+    found.into_inner().get(4..end)
 }

@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use causeway_model::{Count, DropReason};
+use causeway_model::Count;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +14,8 @@ use crate::desired::{Difference, Wanted};
 use crate::element::{BySet, Element, by_set};
 use crate::error::KernelError;
 use crate::netlink::Netlink;
-use crate::nfnetlink::{Found, change_elements, counters, find_element, generation};
-use crate::ruleset::{Ruleset, TABLE, delta};
+use crate::nfnetlink::{Found, change_elements, counters, find_element, generation, pod_drops};
+use crate::ruleset::{DROPS, Dropped, FILLED, Ruleset, TABLE, delta, drop_key};
 
 /// So often is the table loaded again when others change something meanwhile.
 const LOADS: usize = 3;
@@ -48,14 +48,14 @@ pub(crate) struct Nft {
     /// Nobody else had made a transaction between the last two looks.
     untouched: bool,
     /// The highest counts seen: they go on where they were when the table is loaded again.
-    counted: BTreeMap<DropReason, Count>,
+    dropped: Dropped,
 }
 
 impl Nft {
     pub(crate) fn new(memory: PathBuf) -> Result<Self, KernelError> {
         let netlink =
             Netlink::open(NETLINK_NETFILTER).map_err(KernelError::io("opening a netfilter socket"))?;
-        Ok(Self { netlink, memory, loaded: None, untouched: false, counted: BTreeMap::new() })
+        Ok(Self { netlink, memory, loaded: None, untouched: false, dropped: Dropped::default() })
     }
 
     /// Makes the table what it shall be; touches nothing that is so already, and does not even look when nobody has touched
@@ -66,6 +66,7 @@ impl Nft {
         elements: &Wanted<Element>,
     ) -> Result<Vec<String>, KernelError> {
         self.untouched = false;
+        self.forget_gone_pods(elements);
         if self.loaded.is_none() {
             self.loaded = self.adopt(ruleset, elements).unwrap_or_else(|error| {
                 tracing::debug!(%error, "the nft table that was there is not taken over");
@@ -155,15 +156,36 @@ impl Nft {
         Ok(wrong)
     }
 
-    /// What was dropped, by reason, since the table was first loaded.
-    pub(crate) fn counters(&mut self) -> Result<BTreeMap<DropReason, Count>, KernelError> {
+    /// What was dropped since the table was first loaded.
+    pub(crate) fn dropped(&mut self) -> Result<&Dropped, KernelError> {
         for (reason, count) in counters(&mut self.netlink)? {
-            let highest = self.counted.entry(reason).or_default();
-            if count.packets >= highest.packets {
-                *highest = count;
-            }
+            rise(self.dropped.of_all.entry(reason).or_default(), count);
         }
-        Ok(self.counted.clone())
+        for (link, reason, count) in pod_drops(&mut self.netlink)? {
+            rise(self.dropped.of_pods.entry((link, reason)).or_default(), count);
+        }
+        Ok(&self.dropped)
+    }
+
+    /// Takes away what was counted for pods that have gone. What cannot be taken away costs an element of memory.
+    fn forget_gone_pods(&mut self, elements: &Wanted<Element>) {
+        let links: BTreeSet<&str> = elements
+            .iter()
+            .filter_map(|element| match element {
+                Element::PodLink(link) => Some(link.as_str()),
+                _ => None,
+            })
+            .collect();
+        let of_pods = &mut self.dropped.of_pods;
+        let gone: Vec<_> =
+            of_pods.keys().filter(|(link, _)| !links.contains(link.as_str())).cloned().collect();
+        for (link, reason) in gone {
+            let text = format!("delete element inet {TABLE} {DROPS} {{ {} }}\n", drop_key(&link, reason));
+            if let Err(error) = run(&text, "taking away what was counted for a pod that has gone") {
+                tracing::debug!(%error, "counted drops");
+            }
+            of_pods.remove(&(link, reason));
+        }
     }
 
     /// Takes over the table that a process before us left, if it is the one that we would load; its elements are changed to ours.
@@ -215,12 +237,11 @@ impl Nft {
     fn load(&mut self, ruleset: &Ruleset, elements: &Wanted<Element>) -> Result<(), KernelError> {
         self.loaded = None;
         // Without counters of an old table the new one begins at what we remember.
-        let counted = self.counters().unwrap_or_else(|error| {
+        if let Err(error) = self.dropped() {
             tracing::debug!(%error, "counters of the old table are lost");
-            self.counted.clone()
-        });
-        let count = |reason| counted.get(&reason).copied().unwrap_or_default();
-        let (generation, listing) = self.load_untouched(&ruleset.document(elements.iter(), count))?;
+        }
+        let document = ruleset.document(elements.iter(), &self.dropped);
+        let (generation, listing) = self.load_untouched(&document)?;
         let chains = chains(&listing);
         // Whatever is listed differently right now is a matter of how this nft writes, or of another hand in this
         // very moment; loading again and again would help neither.
@@ -248,6 +269,13 @@ impl Nft {
             }
         }
         Ok((None, last))
+    }
+}
+
+/// A counter never goes back but with its table.
+fn rise(highest: &mut Count, count: Count) {
+    if count.packets >= highest.packets {
+        *highest = count;
     }
 }
 
@@ -318,7 +346,7 @@ fn chains(listing: &str) -> String {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
 }
 
-/// The elements of a listing, by set.
+/// The elements of a listing, by set, but for the sets that packets fill.
 fn sets(listing: &str) -> BTreeMap<&str, BTreeSet<String>> {
     let mut sets = BTreeMap::new();
     // What stands between one `set` or `map` line and its end has at most one list of elements.
@@ -328,7 +356,9 @@ fn sets(listing: &str) -> BTreeMap<&str, BTreeSet<String>> {
         let elements = body.split_once("elements = {").and_then(|(_, list)| list.split_once('}'));
         let elements = elements.map(|(list, _)| list).unwrap_or_default().split(',');
         let elements = elements.map(|e| e.trim().to_owned()).filter(|element| !element.is_empty());
-        sets.insert(name, elements.collect());
+        if !FILLED.contains(&name) {
+            sets.insert(name, elements.collect());
+        }
     }
     sets
 }

@@ -1,5 +1,6 @@
 //! The kernel objects that make up the data path, in the order in which they can be made.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -103,7 +104,7 @@ pub(crate) struct Sysctl {
     /// The link that the setting belongs to and vanishes with; none for a setting of the whole namespace.
     pub(crate) link: Option<String>,
     pub(crate) path: String,
-    pub(crate) value: &'static str,
+    pub(crate) value: Cow<'static, str>,
 }
 
 /// A link that is up.

@@ -70,7 +70,7 @@ fn objects(netlink: &mut Netlink, interface: &str, endpoint: &Endpoint) -> Resul
             [("disable_ipv6", "0"), ("accept_dad", "0"), ("accept_ra", "0"), ("autoconf", "0")]
         {
             let path = format!("net/ipv6/conf/{interface}/{name}");
-            objects.push(Object::Sysctl(Sysctl { link: Some(link()), path, value }));
+            objects.push(Object::Sysctl(Sysctl { link: Some(link()), path, value: value.into() }));
         }
     }
     objects.push(Object::Link(LinkState { name: link(), mac: Some(endpoint.mac), mtu: endpoint.mtu }));

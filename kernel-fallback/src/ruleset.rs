@@ -1,6 +1,7 @@
 //! The nft table as text: chains that never change after they are loaded, over sets that do.
 
-use std::fmt::Write;
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
 
 use causeway_model::{Count, DropReason, Family, IpNetwork, LinkName, Settings, TunnelOwner};
 
@@ -11,6 +12,12 @@ use crate::objects::{HOST_LINK, TUNNEL_LINK};
 
 /// The name of our table.
 pub(crate) const TABLE: &str = "causeway";
+/// What was dropped by pod's link and reason; packets fill it.
+pub(crate) const DROPS: &str = "drops";
+/// The connections that addresses have; packets fill them.
+const COUNTED: [&str; 2] = ["connections4", "connections6"];
+/// The sets that packets fill: what is in them says nothing of what was loaded.
+pub(crate) const FILLED: [&str; 3] = [DROPS, COUNTED[0], COUNTED[1]];
 
 /// What the chains depend on; while it is the same, only elements change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +27,8 @@ pub(crate) struct Ruleset {
     underlay: Family,
     kernel_tunnel: bool,
     pod_prefixes: Vec<IpNetwork>,
+    /// How many connections each address of a pod may have.
+    connections: Option<u32>,
     /// The chains that lead ports of the node to pods.
     host_ports: String,
 }
@@ -32,6 +41,7 @@ impl Ruleset {
             underlay: settings.underlay_family(),
             kernel_tunnel: settings.tunnel == TunnelOwner::Kernel,
             pod_prefixes: flatten(settings.node.pod_prefixes.iter().copied()),
+            connections: settings.connections.per_endpoint,
             host_ports: host_ports::chains(settings),
         }
     }
@@ -40,15 +50,18 @@ impl Ruleset {
     pub(crate) fn document<'a>(
         &self,
         elements: impl IntoIterator<Item = &'a Element>,
-        counted: impl Fn(DropReason) -> Count,
+        dropped: &Dropped,
     ) -> String {
         let mut text = format!("add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
         for reason in DropReason::ALL {
-            let Count { packets, bytes } = counted(*reason);
+            let Count { packets, bytes } = dropped.of_all.get(reason).copied().unwrap_or_default();
             // `write!` to a string never fails; the same below.
             let _ = writeln!(text, " counter {reason} {{ packets {packets} bytes {bytes}\n }}");
         }
         let mut elements = by_set(elements);
+        if !dropped.of_pods.is_empty() {
+            elements.insert(DROPS, dropped.elements());
+        }
         for (keyword, name, kind) in self.sets() {
             let members = elements.remove(name).map(|texts| texts.join(", "));
             let members = members.map(|texts| format!("  elements = {{ {texts} }}\n")).unwrap_or_default();
@@ -56,7 +69,8 @@ impl Ruleset {
         }
         text.push_str(&self.guard_pods());
         text.push_str(&self.guard_fragments());
-        text.push_str(&guard_connections());
+        text.push_str(&self.guard_connections());
+        text.push_str(&drops());
         text.push_str(&if self.kernel_tunnel { self.guard_tunnel() } else { self.guard_port() });
         text.push_str(&self.host_ports);
         text.push_str("}\n");
@@ -65,7 +79,7 @@ impl Ruleset {
 
     /// The table without what changes in it: two rulesets of one text are the same.
     pub(crate) fn text(&self) -> String {
-        self.document([], |_| Count::default())
+        self.document([], &Dropped::default())
     }
 
     /// Every set and map: its keyword, its name, its type.
@@ -81,7 +95,12 @@ impl Ruleset {
             ("deny_new6", "type ipv6_addr"),
             ("nodes4", "type ipv4_addr"),
             ("nodes6", "type ipv6_addr"),
+            (DROPS, "typeof iifname . meta mark; flags dynamic; counter; size 65536"),
         ];
+        if self.connections.is_some() {
+            sets.push((COUNTED[0], "type ipv4_addr; flags dynamic; size 65536"));
+            sets.push((COUNTED[1], "type ipv6_addr; flags dynamic; size 65536"));
+        }
         // The offsets are those of the inner source address behind the outer UDP header: UDP 8, VXLAN 8 and Ethernet 14
         // bytes, then 12 bytes into IPv4 or 8 into IPv6.
         sets.push(("other_tunnels", "typeof @th,96,24"));
@@ -112,7 +131,7 @@ impl Ruleset {
             " chain prerouting {{\n  type filter hook prerouting priority -310; policy accept;\n  iifname \"{pods}*\" jump from_pod\n"
         );
         // Where the node's loopback may speak to pods through a link (`route_localnet`), nothing may speak to it that way.
-        let no_route = refuse(DropReason::NoRoute);
+        let no_route = Side::From.refuse(DropReason::NoRoute);
         let _ =
             writeln!(text, "  iifname {{ \"{pods}*\", \"{HOST_LINK}\" }} ip daddr 127.0.0.0/8 {no_route}");
         for prefix in &self.pod_prefixes {
@@ -120,14 +139,14 @@ impl Ruleset {
                 IpNetwork::V4(_) => ("ip", "endpoints4"),
                 IpNetwork::V6(_) => ("ip6", "endpoints6"),
             };
-            let refuse = refuse(DropReason::NoSuchEndpoint);
-            let _ = writeln!(text, "  {header} daddr {prefix} {header} daddr != @{set} {refuse}");
+            let nobody = Side::From.refuse(DropReason::NoSuchEndpoint);
+            let _ = writeln!(text, "  {header} daddr {prefix} {header} daddr != @{set} {nobody}");
         }
         let (no_port, mac, address, tunnel) = (
             refuse(DropReason::NoSuchPort),
-            refuse(DropReason::SpoofedMac),
-            refuse(DropReason::SpoofedAddress),
-            refuse(DropReason::TunnelPortFromPod),
+            Side::From.refuse(DropReason::SpoofedMac),
+            Side::From.refuse(DropReason::SpoofedAddress),
+            Side::From.refuse(DropReason::TunnelPortFromPod),
         );
         // Neighbour discovery, router solicitation and multicast listening speak from link-local addresses and from
         // the unspecified one (RFC 4861 §4, RFC 3810 §5); none of it is ever forwarded.
@@ -177,7 +196,7 @@ impl Ruleset {
     /// (RFC 1858 §4, RFC 3128).
     fn guard_fragments(&self) -> String {
         let (port, pods) = (self.port, LinkName::POD_PREFIX);
-        let (outer, bad) = (refuse(DropReason::OuterFragment), refuse(DropReason::BadFragment));
+        let (outer, bad) = (refuse(DropReason::OuterFragment), Side::From.refuse(DropReason::BadFragment));
         let mut text =
             String::from(" chain fragments {\n  type filter hook prerouting priority -450; policy accept;\n");
         if self.kernel_tunnel {
@@ -309,37 +328,154 @@ impl Ruleset {
 "
         )
     }
-}
 
-/// What pods may begin. It runs behind connection tracking and behind any rewriting of destinations, wherever packets of pods
-/// pass: a packet that belongs to a connection goes on, whatever else is said.
-fn guard_connections() -> String {
-    let pods = LinkName::POD_PREFIX;
-    let (invalid, denied) = (refuse(DropReason::InvalidConnection), refuse(DropReason::DeniedNew));
-    format!(
-        " chain forward {{
+    /// What pods may begin. It runs behind connection tracking and behind any rewriting of destinations, wherever packets of pods
+    /// pass: a packet that belongs to a connection goes on, whatever else is said.
+    fn guard_connections(&self) -> String {
+        let pods = LinkName::POD_PREFIX;
+        let mut text = format!(
+            " chain forward {{
   type filter hook forward priority -5; policy accept;
-  iifname \"{pods}*\" jump connections
-  oifname \"{pods}*\" jump connections
+  iifname \"{pods}*\" jump connections_from
+  oifname \"{pods}*\" jump connections_to
  }}
  chain to_node {{
   type filter hook input priority -5; policy accept;
-  iifname \"{pods}*\" jump connections
+  iifname \"{pods}*\" jump connections_from
  }}
  chain from_node {{
   type filter hook output priority -5; policy accept;
-  oifname \"{pods}*\" jump connections
+  oifname \"{pods}*\" jump connections_to
  }}
- chain connections {{
+"
+        );
+        // Who begins one counts it; a pod that is reached from elsewhere counts what reaches it.
+        let from = (Side::From, "saddr", String::new());
+        let to = (Side::To, "daddr", format!("iifname != \"{pods}*\" "));
+        for (side, end, whose) in [from, to] {
+            let (invalid, denied) =
+                (side.refuse(DropReason::InvalidConnection), side.refuse(DropReason::DeniedNew));
+            let _ = write!(
+                text,
+                " chain connections_{side} {{
   ct state established,related return
   ct state invalid {invalid}
   ct state new ip saddr @deny_new4 {denied}
   ct state new ip daddr @deny_new4 {denied}
   ct state new ip6 saddr @deny_new6 {denied}
   ct state new ip6 daddr @deny_new6 {denied}
+"
+            );
+            for (header, set) in [("ip", COUNTED[0]), ("ip6", COUNTED[1])] {
+                if let Some(most) = self.connections {
+                    let over = side.refuse(DropReason::ConnectionLimit);
+                    let _ = writeln!(
+                        text,
+                        "  {whose}ct state new add @{set} {{ {header} {end} ct count over {most} }} {over}"
+                    );
+                }
+            }
+            text.push_str(" }\n");
+        }
+        text
+    }
+}
+
+/// What was dropped so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Dropped {
+    /// By reason.
+    pub(crate) of_all: BTreeMap<DropReason, Count>,
+    /// By the link of the pod that it came from or was for, and by reason.
+    pub(crate) of_pods: BTreeMap<(String, DropReason), Count>,
+}
+
+impl Dropped {
+    fn elements(&self) -> Vec<String> {
+        let element = |((link, reason), count): (&(String, DropReason), &Count)| {
+            let Count { packets, bytes } = count;
+            format!("{} counter packets {packets} bytes {bytes}", drop_key(link, *reason))
+        };
+        self.of_pods.iter().map(element).collect()
+    }
+}
+
+/// The element that counts what one pod's link drops for a reason.
+pub(crate) fn drop_key(link: &str, reason: DropReason) -> String {
+    format!("\"{link}\" . {:#x}", reason.index())
+}
+
+/// The end of a packet at which the pod is that a drop is counted for.
+#[derive(Clone, Copy)]
+enum Side {
+    From,
+    To,
+}
+
+impl Side {
+    /// What is dropped here for which reasons.
+    const ALL: [(Self, &[DropReason]); 2] = [
+        (
+            Self::From,
+            &[
+                DropReason::NoRoute,
+                DropReason::NoSuchEndpoint,
+                DropReason::SpoofedMac,
+                DropReason::SpoofedAddress,
+                DropReason::TunnelPortFromPod,
+                DropReason::BadFragment,
+                DropReason::InvalidConnection,
+                DropReason::DeniedNew,
+                DropReason::ConnectionLimit,
+            ],
+        ),
+        (Self::To, &[DropReason::InvalidConnection, DropReason::DeniedNew, DropReason::ConnectionLimit]),
+    ];
+
+    fn refuse(self, reason: DropReason) -> String {
+        format!("goto {}", self.chain(reason))
+    }
+
+    fn chain(self, reason: DropReason) -> String {
+        format!("drop_{self}_{}", reason.label().replace('-', "_"))
+    }
+
+    fn link(self) -> &'static str {
+        match self {
+            Self::From => "iifname",
+            Self::To => "oifname",
+        }
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::From => "from",
+            Self::To => "to",
+        })
+    }
+}
+
+/// The chains that drop what is of a pod. Counting by pod is a rule of its own: one that finds its set full ends there, and what
+/// is to be dropped must be dropped all the same.
+fn drops() -> String {
+    let mut text = String::new();
+    for (side, reasons) in Side::ALL {
+        for reason in reasons {
+            let (chain, link, pods) = (side.chain(*reason), side.link(), LinkName::POD_PREFIX);
+            let (number, refuse) = (reason.index(), refuse(*reason));
+            let _ = write!(
+                text,
+                " chain {chain} {{
+  {link} \"{pods}*\" update @{DROPS} {{ {link} . {number:#x} }}
+  {refuse}
  }}
 "
-    )
+            );
+        }
+    }
+    text
 }
 
 fn refuse(reason: DropReason) -> String {

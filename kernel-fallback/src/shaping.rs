@@ -99,7 +99,7 @@ pub(crate) fn objects(endpoint: &Endpoint) -> Vec<Object> {
         objects.extend([
             Object::Intermediate(name.to_owned()),
             // It carries packets and has no address, not even one that the kernel makes up.
-            Object::Sysctl(Sysctl { link: Some(name.to_owned()), path, value: "1" }),
+            Object::Sysctl(Sysctl { link: Some(name.to_owned()), path, value: "1".into() }),
             Object::Link(LinkState { name: name.to_owned(), mac: None, mtu: endpoint.mtu }),
             Object::Bucket(Bucket::new(name, limit, endpoint.mtu)),
             Object::Redirect { link: link.to_string(), to: name.to_owned() },

@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::connection::{Filter, Listing};
 use crate::drop_reason::by_reason;
 use crate::{Delta, DropReason, Endpoint, EndpointKey, Snapshot};
 
@@ -103,6 +104,9 @@ pub trait Dataplane: Send {
 
     /// Compares what is really there with the desired state and mends it; returns what was mended, in words.
     fn mend(&mut self) -> Result<Vec<String>, DataplaneError>;
+
+    /// The connections of its endpoints that fit a filter, at most so many.
+    fn connections(&mut self, filter: &Filter, most: usize) -> Result<Listing, DataplaneError>;
 
     /// What was counted so far.
     fn counters(&mut self) -> Result<Counters, DataplaneError>;

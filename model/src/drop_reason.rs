@@ -105,6 +105,8 @@ drop_reasons! {
     BadFragment = "bad-fragment",
     /// A fragment of a datagram whose first one did not come in time, or for which there was no room to wait.
     LoneFragment = "lone-fragment",
+    /// A packet would have begun a connection beyond its endpoint's limit.
+    ConnectionLimit = "connection-limit",
     /// No packet buffer was free.
     NoBuffer = "no-buffer",
     /// The port that should send the frame did not take it.

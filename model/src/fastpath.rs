@@ -16,10 +16,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::connection::{Filter, Listing};
 use crate::{Count, Delta, DropReason, EndpointCounters, EndpointKey, MacAddr, Snapshot};
 
 /// The version of this protocol.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// The first version whose fast path tells of connections.
+pub const LISTS_CONNECTIONS: u32 = 2;
 /// Where the agent listens unless configured otherwise.
 pub const SOCKET: &str = "/run/causeway/fastpath.sock";
 /// The file of the fast path's connections unless told otherwise.
@@ -184,6 +187,13 @@ pub enum Task {
     },
     /// Tell what was counted.
     Count,
+    /// Tell of connections.
+    Connections {
+        /// Which.
+        filter: Filter,
+        /// How many at most.
+        most: usize,
+    },
 }
 
 /// The answer to an order.
@@ -212,6 +222,8 @@ pub enum Outcome {
     Shown(Device),
     /// What was counted.
     Counted(Box<Tally>),
+    /// Connections.
+    Connections(Listing),
 }
 
 /// What the fast path has counted since it started.
@@ -343,10 +355,10 @@ mod tests {
 
     #[test]
     fn a_hello_of_the_next_version_is_understood() {
-        let text = br#"{"version":2,"release":"9","pid":1,"memory":"slow","workers":1,"epoch":0,"ports":["host"],"colour":"blue"}"#;
+        let text = br#"{"version":3,"release":"9","pid":1,"memory":"slow","workers":1,"epoch":0,"ports":["host"],"colour":"blue"}"#;
         let mut datagram = vec![0];
         datagram.extend(text);
         let hello: Hello = Assembler::default().push(&datagram).unwrap().unwrap();
-        assert_eq!((hello.version, hello.memory, hello.ports), (2, Memory::Slow, vec![PortName::Host]));
+        assert_eq!((hello.version, hello.memory, hello.ports), (3, Memory::Slow, vec![PortName::Host]));
     }
 }

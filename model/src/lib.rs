@@ -5,6 +5,7 @@
 
 mod bandwidth;
 mod cluster;
+pub mod connection;
 mod dataplane;
 mod drop_reason;
 mod endpoint;

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::connection::Stage;
 use crate::drop_reason::by_reason;
-use crate::fastpath::Memory;
+use crate::fastpath::{ConnectionFigures, Memory};
 use crate::{
     ClusterName, Count, DropReason, Endpoint, EndpointCounters, MacAddr, NodeId, Path, TunnelOwner, Vni,
 };
@@ -69,7 +71,7 @@ pub struct NodeStatus {
     /// Its tunnel's hardware address.
     pub vtep_mac: MacAddr,
     /// Its pod prefixes.
-    pub pod_prefixes: Vec<ipnetwork::IpNetwork>,
+    pub pod_prefixes: Vec<IpNetwork>,
     /// The network identifier.
     pub vni: Vni,
     /// The tunnel's UDP port.
@@ -106,7 +108,40 @@ pub struct FastpathStatus {
     pub buffers: u32,
     /// How many of them are free. Workers keep a few at hand.
     pub buffers_free: u32,
+    /// Its table of connections; none when it remembers none.
+    #[serde(default)]
+    pub connections: Option<ConnectionFigures>,
 }
+
+/// What is asked of `GET /v1/connections`, as its query: all conditions must fit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectionQuery {
+    /// A pod of this node, as namespace/name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// A prefix, or an address, that one end lies in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<IpNetwork>,
+    /// The transport: tcp, udp, sctp, icmp, icmpv6 or a number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// The port of one end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
+    /// The data path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<Path>,
+    /// How many at most; [`MOST_CONNECTIONS`] at the utmost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most: Option<usize>,
+}
+
+/// The most connections that one answer tells of.
+pub const MOST_CONNECTIONS: usize = 100_000;
 
 /// Another node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,7 +151,7 @@ pub struct PeerStatus {
     /// Where its tunnel ends.
     pub tunnel_address: IpAddr,
     /// Its pod prefixes.
-    pub pod_prefixes: Vec<ipnetwork::IpNetwork>,
+    pub pod_prefixes: Vec<IpNetwork>,
 }
 
 /// A source of desired state.

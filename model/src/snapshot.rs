@@ -3,6 +3,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::connection::ConnectionRules;
 use crate::{Cluster, ClusterName, Endpoint, EndpointKey, Family, Node, NodeId, Vni};
 
 /// Who holds this node's tunnel. Fixed when the node's path is chosen, not by who is alive at the moment.
@@ -51,6 +52,9 @@ pub struct Settings {
     pub uplink: UplinkKind,
     /// The MTU of pods, of the tunnel and of the host port: the uplink's less the overhead.
     pub pod_mtu: u16,
+    /// How connections are kept.
+    #[serde(default)]
+    pub connections: ConnectionRules,
 }
 
 impl Settings {

@@ -67,6 +67,7 @@ prop_compose! {
             tunnel: if fast { TunnelOwner::FastPath } else { TunnelOwner::Kernel },
             uplink: causeway_model::UplinkKind::HostRouted,
             pod_mtu: mtu,
+            connections: Default::default(),
         });
         snapshot.peers = peers.into_iter().map(|(n, v)| node(n, v)).map(|n| (n.id.clone(), n)).collect();
         snapshot.endpoints = endpoints.into_iter().map(|(n, v)| endpoint(n, v)).map(|e| (e.key.clone(), e)).collect();

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use causeway_model::connection::{Connection, Filter, Listing};
 use causeway_model::plugin::{self, Attachment, Failure, Reply, Request, Tombstone, Verb};
 use causeway_model::{Counters, Endpoint, PodName};
 
@@ -21,6 +22,7 @@ pub(crate) struct Log {
     pub snapshot: Option<Snapshot>,
     pub attached: Vec<EndpointKey>,
     pub counters: Counters,
+    pub connections: Vec<Connection>,
     /// What is wrong with every endpoint.
     pub wrong: Vec<String>,
     /// What keeps it from serving.
@@ -100,6 +102,12 @@ impl Dataplane for Recorder {
 
     fn mend(&mut self) -> Result<Vec<String>, DataplaneError> {
         self.call("mend", "").map(|()| vec!["cw-vxlan was gone".to_owned()])
+    }
+
+    fn connections(&mut self, filter: &Filter, most: usize) -> Result<Listing, DataplaneError> {
+        self.call("connections", "")?;
+        let all = self.log().connections.clone();
+        Ok(Listing::of(all.into_iter().filter(|connection| filter.fits(connection)), most))
     }
 
     fn counters(&mut self) -> Result<Counters, DataplaneError> {

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use causeway_kernel_fallback::Reaper;
 use causeway_kernel_fallback::next_hops;
+use causeway_model::connection::{Filter, Listing};
 use causeway_model::fastpath::{Device, Hello, Memory, PortName, Tally, Task};
 use causeway_model::operator::FastpathStatus;
 use causeway_model::{
@@ -163,9 +164,10 @@ impl FastDataplane {
     /// The living fast path and what it counted when it was last asked.
     pub fn process(&self) -> Option<FastpathStatus> {
         let hello = self.hello()?;
-        let Tally { workers, buffers: (buffers, buffers_free), .. } = lock(&self.state).last.clone();
+        let Tally { workers, buffers: (buffers, buffers_free), connections, .. } =
+            lock(&self.state).last.clone();
         let Hello { release, pid, memory, .. } = hello;
-        Some(FastpathStatus { release, pid, memory, workers, buffers, buffers_free })
+        Some(FastpathStatus { release, pid, memory, workers, buffers, buffers_free, connections })
     }
 
     /// Waits for a fast path that can carry packets; the error says why there is none. `slow` takes one without hugepages, too.
@@ -529,6 +531,18 @@ impl Dataplane for FastDataplane {
         Ok(mended)
     }
 
+    fn connections(&mut self, filter: &Filter, most: usize) -> Result<Listing, DataplaneError> {
+        let mut state = lock(&self.state);
+        let result = match state.session.as_mut().filter(|session| session.hello().unable.is_none()) {
+            Some(session) => session.connections(filter, most),
+            None => return Err(DataplaneError::Unavailable("the fast path is not connected".into())),
+        };
+        let why = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        let listing = state.settle("listing connections", result);
+        listing
+            .ok_or_else(|| DataplaneError::Unavailable(format!("the fast path, listing connections: {why}")))
+    }
+
     fn counters(&mut self) -> Result<Counters, DataplaneError> {
         let mut state = lock(&self.state);
         if let Some(session) = state.session.as_mut().filter(|session| session.hello().unable.is_none()) {
@@ -550,6 +564,7 @@ fn add(sum: &mut Tally, more: &Tally) {
     sum.drops.extend(&more.drops);
     sum.endpoints.extend(more.endpoints.iter().cloned());
     (sum.buffers, sum.workers) = (more.buffers, more.workers.clone());
+    sum.connections = more.connections;
     // One line a reason and worker, however many fast paths there were.
     let drops: BTreeMap<(u16, DropReason), Count> =
         sum.drops.iter().fold(BTreeMap::new(), |mut drops, line| {

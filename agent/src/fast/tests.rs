@@ -66,6 +66,7 @@ fn snapshot() -> Snapshot {
         tunnel: TunnelOwner::FastPath,
         uplink: UplinkKind::HostRouted,
         pod_mtu: 1450,
+        connections: Default::default(),
     })
 }
 

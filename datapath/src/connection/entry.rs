@@ -3,6 +3,8 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
+use causeway_model::connection::Stage;
+
 use super::key::{End, Key, WORDS};
 
 /// Words of an entry: four cache lines. A hit of a datagram touches the first two, and so does one of TCP.
@@ -26,7 +28,7 @@ const NEXT: usize = 31;
 const _: () = assert!(RULES + 2 == OWNER && REWRITE + WORDS + 1 < NEXT && NEXT < ENTRY);
 
 /// A number that names this layout: a file of another one is refused.
-pub(super) const LAYOUT: u64 = 0xca05_e3a7_0001_0001;
+pub(super) const LAYOUT: u64 = 0xca05_e3a7_0001_0002;
 
 /// The life of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,51 +39,6 @@ pub(super) enum Life {
     Claimed,
     /// A connection.
     Live,
-}
-
-/// What the transport has come to.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-#[repr(u8)]
-pub enum Stage {
-    /// The first packet was seen and no answer: TCP's SYN, a datagram, an echo request.
-    New,
-    /// TCP: the other end has answered with its SYN.
-    SynReceived,
-    /// Both ends have spoken.
-    Established,
-    /// TCP: one end has said its last.
-    FinWait,
-    /// TCP: both ends have said their last, one of which is not acknowledged.
-    LastAck,
-    /// TCP: all is said and acknowledged. SCTP: the same.
-    TimeWait,
-    /// TCP: reset.
-    Closed,
-}
-
-impl Stage {
-    const ALL: [Self; 7] = [
-        Self::New,
-        Self::SynReceived,
-        Self::Established,
-        Self::FinWait,
-        Self::LastAck,
-        Self::TimeWait,
-        Self::Closed,
-    ];
-
-    /// Its name for an operator.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::New => "new",
-            Self::SynReceived => "syn-received",
-            Self::Established => "established",
-            Self::FinWait => "fin-wait",
-            Self::LastAck => "last-ack",
-            Self::TimeWait => "time-wait",
-            Self::Closed => "closed",
-        }
-    }
 }
 
 /// The word of an entry that changes by compare-and-swap: everything that two workers could disagree about.
@@ -266,6 +223,10 @@ impl Entry<'_> {
 
     pub(super) fn owner(&self) -> u16 {
         self.0[OWNER].load(Relaxed) as u16
+    }
+
+    pub(super) fn set_owner(&self, owner: u16) {
+        self.0[OWNER].store(owner.into(), Relaxed);
     }
 
     /// Microseconds from the first packet to the other end's first; zero while there is none.

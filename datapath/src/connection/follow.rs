@@ -1,14 +1,14 @@
 //! A packet and its connection: whether it has one, may begin one, or belongs to none.
 
 use causeway_model::DropReason;
+use causeway_model::connection::{Stage, Timeouts};
 use causeway_wire::{Icmpv4, Icmpv4Type, Icmpv6, Icmpv6Type, IpProtocol, Ports, Sctp, Tcp, Udp};
 
-use super::entry::{Entry, Life, Stage, State, Window};
+use super::entry::{Entry, Life, State, Window};
 use super::key::{End, Key};
 use super::sctp;
 use super::table::{Connections, Place, beginning};
 use super::tcp::{self, Judgement, Segment, Track};
-use super::timeouts::Timeouts;
 use crate::packet::{Ip, Quoted};
 
 /// A moment on a clock that never goes back and that all processes of a boot share.

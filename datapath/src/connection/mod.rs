@@ -11,12 +11,9 @@ mod list;
 mod sctp;
 mod table;
 mod tcp;
-mod timeouts;
 
-pub use entry::Stage;
+pub use causeway_model::connection::{Stage, Timeouts};
 pub use follow::Moment;
 pub(crate) use follow::{Class, Packet, Standing, classify};
 pub use key::{End, Key};
-pub use list::Record;
-pub use table::{Connections, Ended, OtherLayout, Place, Pressure};
-pub use timeouts::Timeouts;
+pub use table::{Connections, Ended, OWNERS, OtherLayout, Place, Pressure};

@@ -2,8 +2,9 @@
 
 use causeway_wire::Sctp;
 
-use super::entry::{Stage, State};
+use super::entry::State;
 use super::key::End;
+use causeway_model::connection::Stage;
 
 /// Chunk types (RFC 9260 §3.2).
 const INIT: u8 = 1;

@@ -1,16 +1,21 @@
 //! The table: found without a lock, filled by any worker, left in memory that outlives the process.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU64, fence};
 
-use super::entry::{ENTRY, Entry, LAYOUT, Life, Stage, State};
+use causeway_model::connection::{Stage, Timeout, Timeouts};
+
+use super::entry::{ENTRY, Entry, LAYOUT, Life, State};
 use super::key::{End, Key};
-use super::timeouts::Timeouts;
 
 /// Words before the index: one page, so that what follows is aligned.
 const HEAD: usize = 512;
+/// How many owners connections are counted by.
+pub const OWNERS: u16 = 4096;
 /// Places of a bucket: one cache line.
 const BUCKET: usize = 8;
 /// Entries for each bucket: the index is a quarter full, or half full of connections with two keys.
@@ -72,6 +77,8 @@ pub struct Pressure {
 #[derive(Clone, Copy, Debug)]
 pub struct Connections {
     head: &'static [AtomicU64; HEAD],
+    /// How many connections each owner has.
+    owned: &'static [AtomicU64; OWNERS as usize],
     buckets: &'static [[AtomicU64; BUCKET]],
     entries: &'static [[AtomicU64; ENTRY]],
 }
@@ -79,7 +86,7 @@ pub struct Connections {
 impl Connections {
     /// The words of memory that a table of this many connections takes: 288 bytes each when the number is a power of two.
     pub fn words(capacity: u32) -> usize {
-        HEAD + buckets(capacity) * BUCKET + capacity as usize * ENTRY
+        HEAD + usize::from(OWNERS) + buckets(capacity) * BUCKET + capacity as usize * ENTRY
     }
 
     /// A table over memory of [`words`](Self::words): a new one where that is all zero, else what an earlier process left, with
@@ -87,9 +94,10 @@ impl Connections {
     pub fn open(words: &'static [AtomicU64], capacity: u32) -> Result<Self, OtherLayout> {
         let ours = (LAYOUT, u64::from(capacity));
         let (head, rest) = words.split_first_chunk::<HEAD>().unwrap_or_else(|| unreachable!("too few words"));
+        let (owned, rest) = rest.split_first_chunk().unwrap_or_else(|| unreachable!("too few words"));
         let (index, entries) = rest.split_at(buckets(capacity) * BUCKET);
         let (buckets, entries) = (index.as_chunks().0, entries.as_chunks().0);
-        let table = Self { head, buckets, entries: &entries[..capacity as usize] };
+        let table = Self { head, owned, buckets, entries: &entries[..capacity as usize] };
         match (head[AT_LAYOUT].load(Acquire), head[AT_CAPACITY].load(Relaxed)) {
             (0, _) => {
                 head[AT_CAPACITY].store(ours.1, Relaxed);
@@ -108,12 +116,14 @@ impl Connections {
         self.head[AT_FREE].store(0, Relaxed);
         self.head[AT_LIMBO].store(0, Relaxed);
         self.head[AT_LIVE].store(0, Relaxed);
+        self.owned.iter().for_each(|count| count.store(0, Relaxed));
         for index in (0..self.entries.len() as u32).rev() {
             let entry = self.entry(index);
             let state = entry.state();
             let hash = entry.key().hash();
             if state.life == Life::Live && self.link(index, hash) {
                 self.head[AT_LIVE].fetch_add(1, Relaxed);
+                self.owned_by(entry.owner()).fetch_add(1, Relaxed);
                 continue;
             }
             entry.publish(State { life: Life::Free, generation: state.generation, ..State::FREE });
@@ -196,6 +206,7 @@ impl Connections {
         let own = Place { index, generation: state.generation };
         entry.publish(state);
         self.head[AT_LIVE].fetch_add(1, Relaxed);
+        self.owned_by(entry.owner()).fetch_add(1, Relaxed);
         if !self.link(index, hash) {
             self.retire(own, state);
             self.count(2);
@@ -262,6 +273,7 @@ impl Connections {
         let was_live = state.life == Life::Live && entry.change(state, dying).is_ok();
         if was_live {
             self.head[AT_LIVE].fetch_sub(1, Relaxed);
+            self.owned_by(entry.owner()).fetch_sub(1, Relaxed);
             self.unlink(place.index, hash);
             entry.publish(State { life: Life::Free, generation: state.generation, ..State::FREE });
         }
@@ -295,7 +307,8 @@ impl Connections {
         }
         let idle = now.wrapping_sub(entry.last_seen());
         let place = Place { index, generation: state.generation };
-        let left = timeouts.of(entry.key().protocol(), state).saturating_sub(idle);
+        let timeout = Timeout::of(entry.key().protocol(), state.stage);
+        let left = timeouts.millis(timeout).saturating_sub(idle);
         match state.stage {
             Stage::New | Stage::SynReceived | Stage::Closed | Stage::TimeWait => {
                 Some(((0, u32::MAX - idle), place, state))
@@ -316,7 +329,8 @@ impl Connections {
             }
             let idle = now.wrapping_sub(entry.last_seen());
             // A packet may have come since `now` was taken.
-            let over = idle < u32::MAX / 2 && idle >= timeouts.of(entry.key().protocol(), state);
+            let timeout = Timeout::of(entry.key().protocol(), state.stage);
+            let over = idle < u32::MAX / 2 && idle >= timeouts.millis(timeout);
             if over && self.release(Place { index, generation: state.generation }) {
                 ended += 1;
             }
@@ -379,6 +393,41 @@ impl Connections {
         Pressure { half_open, idle, refused }
     }
 
+    /// How many connections an owner has.
+    #[inline]
+    pub(crate) fn count_of(&self, owner: u16) -> u64 {
+        self.owned_by(owner).load(Relaxed)
+    }
+
+    #[inline]
+    fn owned_by(&self, owner: u16) -> &'static AtomicU64 {
+        &self.owned[usize::from(owner % OWNERS)]
+    }
+
+    /// Gives every connection that a process before has left the owner that it has now, and ends those that are nobody's any more.
+    /// Call before any worker uses the table.
+    pub fn adopt(&self, owner_of: impl Fn(IpAddr) -> Option<u16>) {
+        self.owned.iter().for_each(|count| count.store(0, Relaxed));
+        for (place, state, entry) in self.live() {
+            let (key, from) = (entry.key(), state.originator);
+            let owner = owner_of(key.end(from).0).or_else(|| owner_of(key.end(from.other()).0));
+            entry.set_owner(owner.unwrap_or_default());
+            self.owned_by(entry.owner()).fetch_add(1, Relaxed);
+            if owner.is_none() {
+                self.release(place);
+            }
+        }
+    }
+
+    /// Ends the connections of addresses whose pods have gone, so that nobody inherits them; says how many. Call when no worker
+    /// leads packets there any more.
+    pub fn end_of(&self, gone: &BTreeSet<IpAddr>) -> usize {
+        let is_of = |entry: &Entry<'_>| {
+            [End::Low, End::High].into_iter().any(|end| gone.contains(&entry.key().end(end).0))
+        };
+        self.live().filter(|(place, _, entry)| is_of(entry) && self.release(*place)).count()
+    }
+
     /// How many connections there are.
     pub fn live_count(&self) -> u32 {
         self.head[AT_LIVE].load(Relaxed) as u32
@@ -423,7 +472,6 @@ pub(super) fn beginning(originator: End, stage: Stage) -> State {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::thread;
 
     use causeway_wire::IpProtocol;
@@ -528,7 +576,8 @@ mod tests {
         let table = Connections::open(memory(32), 32).unwrap();
         (0..32).for_each(|number| assert!(insert(&table, number, number).is_ok()));
         let timeouts = Timeouts::default();
-        assert_eq!(table.sweep(0..32, timeouts.udp + 9, &timeouts), 10);
+        let udp = timeouts.millis(Timeout::Udp);
+        assert_eq!(table.sweep(0..32, udp + 9, &timeouts), 10);
         assert!(!is_there(&table, 9) && is_there(&table, 10));
         assert_eq!(table.pop(AT_FREE), None, "not before a grace");
         let ended = table.ended();
@@ -541,6 +590,36 @@ mod tests {
             0,
             "what was seen after the clock was read is not over"
         );
+    }
+
+    #[test]
+    fn owners_are_counted_and_known_again_by_their_addresses() {
+        let memory = memory(64);
+        let table = Connections::open(memory, 64).unwrap();
+        let counts = |table: &Connections| [0, 3, 5].map(|owner| table.count_of(owner));
+        for number in 0..20 {
+            let (key, end) = key(number);
+            let fill = |entry: Entry<'_>| entry.fill(&key, 0, if number < 15 { 3 } else { 5 }, 0);
+            let begun = beginning(end, Stage::New);
+            table.insert((&key, key.hash()), begun, fill, 0, &Timeouts::default()).unwrap();
+        }
+        assert_eq!(counts(&table), [0, 15, 5]);
+        let again = Connections::open(memory, 64).unwrap();
+        assert_eq!(counts(&again), [0, 15, 5], "as they were left");
+        // The pods have other numbers now, and one of them has gone.
+        let first = |address| {
+            u32::from(match address {
+                IpAddr::V4(address) => address,
+                IpAddr::V6(_) => unreachable!("a connection over IPv4"),
+            })
+        };
+        again.adopt(|address| (first(address) != 9).then_some(5).filter(|_| first(address) < 12));
+        assert_eq!(counts(&again), [0, 0, 11]);
+        assert_eq!(again.live_count(), 11);
+        let gone = [2_u32, 4, 77].map(|address| IpAddr::from(std::net::Ipv4Addr::from(address)));
+        assert_eq!(again.end_of(&gone.into()), 2);
+        assert_eq!((counts(&again), again.live_count()), ([0, 0, 9], 9));
+        assert!(is_there(&again, 3) && !is_there(&again, 4));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use causeway_wire::{Tcp, TcpFlags};
 
-use super::entry::{Stage, State, Window};
+use super::entry::{State, Window};
 use super::key::End;
+use causeway_model::connection::Stage;
 
 /// How far an acknowledgment may lie behind what was acknowledged before, at least: receivers that shrink their window.
 const SLACK: u32 = 66_000;

@@ -223,6 +223,7 @@ pub fn snapshot(number: u8, underlay: Family) -> Snapshot {
         tunnel: TunnelOwner::FastPath,
         uplink: causeway_model::UplinkKind::HostRouted,
         pod_mtu,
+        connections: Default::default(),
     });
     snapshot.peers.extend(nodes.into_iter().map(|peer| (peer.id.clone(), peer)));
     for (name, last, path) in [("a", 10, Path::Fast), ("b", 11, Path::Fast), ("k", 20, Path::Kernel)] {

@@ -14,7 +14,6 @@ use etherparse::PacketBuilder;
 
 use super::*;
 use crate::{memory, worker};
-use causeway_datapath::connection::Timeouts;
 
 const VNI: [u8; 3] = [0, 0xca, 0x05];
 const POD: ([u8; 6], [u8; 4]) = ([2, 0, 0, 0, 0, 10], [10, 70, 1, 10]);
@@ -30,7 +29,7 @@ static PROCESS: LazyLock<Mutex<Control>> = LazyLock::new(|| {
     let shared = Arc::new(Shared::new(WORKERS).expect("eventfds"));
     let directory = tempfile::tempdir().expect("a directory");
     let opened = memory::open(&directory.path().join("connections"), 1024).expect("a table is made");
-    let tracking = Tracking { connections: opened.0, timeouts: Timeouts::default() };
+    let tracking = Tracking { connections: opened.0 };
     for number in 0..WORKERS {
         worker::spawn(number, (None, Duration::ZERO), (&eal, &buffers, Some(tracking)), &shared)
             .expect("a worker starts");
@@ -102,6 +101,7 @@ fn state(endpoints: &[Endpoint]) -> Snapshot {
         tunnel: TunnelOwner::FastPath,
         uplink: UplinkKind::Ethdev,
         pod_mtu: 1450,
+        connections: Default::default(),
     });
     let west = node("west", WEST.1, "10.70.2.0/24");
     snapshot.peers.insert(west.id.clone(), west);

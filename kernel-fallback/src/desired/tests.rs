@@ -23,6 +23,7 @@ fn state(tunnel: TunnelOwner) -> Snapshot {
         tunnel,
         uplink: causeway_model::UplinkKind::HostRouted,
         pod_mtu: 1450,
+        connections: Default::default(),
     })
 }
 
@@ -85,6 +86,8 @@ fn a_node_that_knows_nobody_has_its_tunnel_its_addresses_and_a_dead_end_for_its_
             "device cw-vxlan (vxlan 51717, port 4789, local 192.0.2.1)",
             "sysctl net/ipv4/ip_forward = 1",
             "sysctl net/ipv6/conf/all/forwarding = 1",
+            "sysctl net/netfilter/nf_conntrack_acct = 1",
+            "sysctl net/netfilter/nf_conntrack_timestamp = 1",
             "link cw-vxlan up, mtu 1450, 02:00:00:00:00:01",
             "address 10.70.1.1/32 on cw-vxlan",
             "address fd70:0:0:1::1/128 on cw-vxlan",

@@ -134,6 +134,7 @@ pub fn settings(node: Node, tunnel: TunnelOwner) -> Settings {
         overlay: Overlay { vni: 51717.try_into().unwrap(), port: 4789 },
         uplink: causeway_model::UplinkKind::HostRouted,
         pod_mtu: if tunnel_address.is_ipv4() { 1450 } else { 1430 },
+        connections: Default::default(),
         tunnel_address,
         node,
         tunnel,

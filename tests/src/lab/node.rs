@@ -3,11 +3,12 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use causeway_model::connection::Listing;
 use causeway_model::operator::{EndpointStatus, Status};
 use causeway_model::{DropReason, Family};
 
 use super::record::NodeRecord;
-use super::{Lab, LabError, NodePlan, Role, operator};
+use super::{Binaries, Lab, LabError, NodePlan, Role, operator};
 use crate::namespace::Namespace;
 use crate::process::Process;
 
@@ -104,6 +105,19 @@ impl Node {
     /// How many packets the node has dropped for one reason so far.
     pub fn drops(&self, reason: DropReason) -> Result<u64, LabError> {
         Ok(self.status()?.drops.get(&reason).map_or(0, |count| count.packets))
+    }
+
+    /// What the operator's command says of connections, asked with these words.
+    pub fn connections(&self, words: &str) -> Result<Listing, LabError> {
+        let program = Binaries::find()?.get("causeway")?;
+        let command = format!(
+            "{} connections --socket {} --json {words}",
+            program.display(),
+            self.api_socket().display()
+        );
+        let text = self.exec(&command)?;
+        serde_json::from_str(&text)
+            .map_err(|error| LabError::io(format!("reading the answer of {command}"), error.into()))
     }
 
     fn ask<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, LabError> {

@@ -254,5 +254,13 @@ fn lies_of_a_pod(lab: &Lab) -> anyhow::Result<()> {
             scene.judge(&format!("{what}, {family}"), frame, *reason)?;
         }
     }
+    // Nobody else has lied: what the node counts is the pod's.
+    let of_node = n1.status()?.drops;
+    let of_pod = n1.endpoints()?.into_iter().find(|status| status.endpoint.key == a.key());
+    let of_pod = of_pod.context("a is no endpoint")?.counters.drops;
+    for reason in [DropReason::SpoofedAddress, DropReason::SpoofedMac, DropReason::TunnelPortFromPod] {
+        let (node, pod) = (of_node.get(&reason), of_pod.get(&reason));
+        ensure!(node.is_some() && node == pod, "{reason}: {node:?} of the node, {pod:?} of the pod");
+    }
     Ok(())
 }

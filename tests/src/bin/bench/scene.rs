@@ -87,6 +87,7 @@ impl Scene {
             tunnel: TunnelOwner::FastPath,
             uplink: UplinkKind::Ethdev,
             pod_mtu: 1450,
+            connections: Default::default(),
         };
         let mut snapshot = Snapshot::new(settings);
         snapshot.peers.insert(self.there.id.clone(), self.there.clone());
