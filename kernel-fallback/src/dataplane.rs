@@ -91,16 +91,23 @@ impl KernelDataplane {
         })
     }
 
-    /// What this node's kernel does less well than it could, and why. Complete once a state has been applied.
+    /// What this node's kernel does less well than it could, or than the fast path does, and why. Complete once a state has been applied.
     pub fn limits(&self) -> Vec<String> {
-        let owns_tunnel =
-            self.desired.as_ref().is_none_or(|d| d.snapshot.settings.tunnel == TunnelOwner::Kernel);
-        let why = if self.masked { "masked by configuration" } else { "needs Linux 6.14" };
-        if owns_tunnel && !self.lenient {
-            vec![format!("strict reserved bits: tunnel frames with reserved bits set are dropped ({why})")]
-        } else {
-            Vec::new()
+        if self.desired.as_ref().is_some_and(|d| d.snapshot.settings.tunnel != TunnelOwner::Kernel) {
+            return Vec::new();
         }
+        let mut limits = vec![
+            "the two directions of a flow have outer source ports of their own: the kernel's tunnel device chooses them".to_owned(),
+            "lengths and checksums that the kernel finds wrong are all counted as kernel-malformed".to_owned(),
+            "pods hear of a path narrower than the uplink some seconds late, and counts of fragments are the whole node's".to_owned(),
+        ];
+        if !self.lenient {
+            let why = if self.masked { "masked by configuration" } else { "needs Linux 6.14" };
+            limits.push(format!(
+                "strict reserved bits: tunnel frames with reserved bits set are dropped ({why})"
+            ));
+        }
+        limits
     }
 
     /// Tells where an endpoint's network namespace is found, so that [`Dataplane::mend`] can plug it in again when its
