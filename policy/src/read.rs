@@ -56,6 +56,12 @@ pub enum Wrong {
     HoleOutside { hole: IpNetwork, cidr: IpNetwork },
     #[error("ipBlock stands alone in a peer")]
     BlockWithSelector,
+    #[error("{0:?} is said twice")]
+    Twice(String),
+    #[error("{0:?} is no key of a label")]
+    NoLabelKey(String),
+    #[error("{0:?} is no value of a label")]
+    NoLabelValue(String),
     #[error("{0} needs values")]
     NoValues(String),
     #[error("{0} takes no values")]

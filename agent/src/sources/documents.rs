@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use causeway_policy::{Effect, PolicyKind};
 use serde_json::Value;
 
 use super::objects::{self, Kind, Object, ObjectKey};
@@ -108,9 +109,14 @@ impl Parsed {
         };
         match objects::read(kind, value) {
             Ok(object) => {
-                if let Object::Pod(pod) = &object {
-                    self.problems
-                        .extend(pod.refusals().iter().map(|refusal| format!("{place}: {key}: {refusal}")));
+                match &object {
+                    Object::Pod(pod) => self
+                        .problems
+                        .extend(pod.refusals().iter().map(|refusal| format!("{place}: {key}: {refusal}"))),
+                    Object::Policy(read) if read.report.effect != Effect::Whole => {
+                        self.problems.push(format!("{place}: {}", read.report));
+                    }
+                    _ => {}
                 }
                 self.objects.push(Placed { key, object, place: place.to_owned() });
             }
@@ -148,13 +154,15 @@ enum Known {
     Foreign,
 }
 
-/// Whose kind it is. Others have kinds of our names too (Cluster of the Cluster API): the group decides for our own.
+/// Whose kind it is. Others have kinds of our names too (Cluster of the Cluster API, NetworkPolicy of other networks): the group
+/// decides for our own and for policies.
 fn known(api_version: &str, kind: &str) -> Known {
     let group = |version: &str| version.split_once('/').map_or("", |(group, _)| group).to_owned();
     let ours = group(api_version) == group(Kind::Cluster.api_version());
-    match Kind::ALL.into_iter().find(|known| known.as_str() == kind) {
+    match Kind::all().find(|known| known.as_str() == kind) {
         Some(kind) if api_version == kind.api_version() => Known::Ours(kind),
         Some(Kind::Cluster) if !ours => Known::Foreign,
+        Some(kind @ Kind::Policy(_)) if group(api_version) != group(kind.api_version()) => Known::Foreign,
         Some(kind) => Known::WrongVersion(kind),
         None if ours => Known::NotOurs,
         None => Known::Foreign,
@@ -165,8 +173,8 @@ fn key_of(kind: Kind, value: &Value) -> Option<ObjectKey> {
     let metadata = value.get("metadata")?;
     let text = |field: &str| metadata.get(field).and_then(Value::as_str);
     let namespace = match kind {
-        Kind::Pod => text("namespace").unwrap_or("default"),
-        Kind::Cluster | Kind::Node | Kind::Namespace => "",
+        Kind::Pod | Kind::Policy(PolicyKind::NetworkPolicy) => text("namespace").unwrap_or("default"),
+        Kind::Cluster | Kind::Node | Kind::Namespace | Kind::Policy(_) => "",
     };
     let name = text("name").filter(|name| !name.is_empty())?;
     Some(ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() })

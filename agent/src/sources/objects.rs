@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use causeway_model::{Cluster, ClusterName, MacAddr, NodeName, PodName};
+use causeway_policy::{PolicyKind, Read};
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -23,10 +24,15 @@ pub(super) enum Kind {
     Node,
     Namespace,
     Pod,
+    Policy(PolicyKind),
 }
 
 impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::Cluster, Kind::Node, Kind::Namespace, Kind::Pod];
+    /// Every kind.
+    pub fn all() -> impl Iterator<Item = Kind> {
+        let own = [Kind::Cluster, Kind::Node, Kind::Namespace, Kind::Pod];
+        own.into_iter().chain(PolicyKind::ALL.map(Kind::Policy))
+    }
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -34,6 +40,7 @@ impl Kind {
             Kind::Node => "Node",
             Kind::Namespace => "Namespace",
             Kind::Pod => "Pod",
+            Kind::Policy(kind) => kind.as_str(),
         }
     }
 
@@ -41,6 +48,7 @@ impl Kind {
         match self {
             Kind::Cluster => "causeway.dev/v1alpha1",
             Kind::Node | Kind::Namespace | Kind::Pod => "v1",
+            Kind::Policy(kind) => kind.api_version(),
         }
     }
 }
@@ -70,6 +78,7 @@ pub(super) enum Object {
     Node(WrittenNode),
     Namespace { labels: BTreeMap<String, String> },
     Pod(PodObject),
+    Policy(Arc<Read>),
 }
 
 /// A Node object without its cluster.
@@ -91,6 +100,10 @@ pub(super) fn read(kind: Kind, value: Value) -> Result<Object, String> {
             Ok(Object::Namespace { labels: namespace.metadata.labels.unwrap_or_default() })
         }
         Kind::Pod => typed::<Pod>(value).map(|pod| Object::Pod(PodObject::new(Arc::new(pod)))),
+        Kind::Policy(_) => match causeway_policy::read(&value) {
+            Ok(read) => Ok(Object::Policy(Arc::new(read))),
+            Err(error) => Err(error.to_string()),
+        },
     }
 }
 

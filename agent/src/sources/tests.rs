@@ -402,3 +402,39 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn policies_are_read_told_of_and_said_not_to_be_enforced() {
+    let policy = |kind: &str, version: &str, spec: &str| {
+        format!(
+            "{{apiVersion: {version}, kind: {kind}, metadata: {{name: p, namespace: shop}}, spec: {spec}}}\n---\n"
+        )
+    };
+    let good = policy("NetworkPolicy", "networking.k8s.io/v1", "{podSelector: {}}");
+    assert_eq!(problems(&good), ["policies: 1 are read and none is enforced: no data path takes them yet"]);
+    let bad = policy(
+        "NetworkPolicy",
+        "networking.k8s.io/v1",
+        "{podSelector: {}, ingress: [{ports: [{endPort: 9}]}]}",
+    );
+    assert_eq!(
+        problems(&bad)[0],
+        "all.yaml:3: NetworkPolicy/shop/p: isolates those it selects and allows nothing; \
+         spec.ingress[0].ports[0].endPort: endPort goes with a numeric port only"
+    );
+    let withdrawn = policy("AdminNetworkPolicy", "policy.networking.k8s.io/v1alpha1", "{}");
+    assert_eq!(
+        problems(&withdrawn)[0],
+        "all.yaml:3: AdminNetworkPolicy/p: not taken up; kind: a kind that upstream has withdrawn is not supported"
+    );
+    let old = policy("NetworkPolicy", "networking.k8s.io/v1beta1", "{}");
+    assert!(problems(&old)[0].contains("unknown apiVersion"), "{:?}", problems(&old));
+    let others = policy("NetworkPolicy", "crd.example.org/v1", "{}");
+    let world = world(&others);
+    assert_eq!((world.problems.len(), world.policies.len(), world.ignored.len()), (0, 0, 1));
+    let paris =
+        "{apiVersion: causeway.dev/v1alpha1, kind: Cluster, metadata: {name: paris}, spec: {id: 2}}\n---\n";
+    let paris = format!("{paris}{good}");
+    let both = World::of_files([("a.yaml", CLUSTER), ("clusters/paris/a.yaml", paris.as_str())]);
+    assert_eq!((both.problems.len(), both.policies.len()), (0, 0), "another cluster's are for its own pods");
+}

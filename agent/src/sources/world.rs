@@ -3,7 +3,7 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 
 use causeway_model::{Cluster, ClusterName, Node, NodeId, PodName};
-use causeway_policy::namespace_labels;
+use causeway_policy::{PolicyKey, Read, namespace_labels};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
@@ -26,6 +26,8 @@ pub struct World {
     pub namespaces: BTreeMap<(ClusterName, String), BTreeMap<String, String>>,
     /// The pods of all clusters.
     pub pods: BTreeMap<PodId, PodObject>,
+    /// The policies of this cluster, and what is to be told of each.
+    pub policies: BTreeMap<PolicyKey, Arc<Read>>,
     /// What is wrong with the source's objects: each names its place and its object.
     pub problems: Vec<String>,
     /// How many objects of other kinds there are, by kind.
@@ -145,6 +147,12 @@ impl World {
                 world.place(scope, placed, &mut places);
             }
         }
+        if !world.policies.is_empty() {
+            let many = world.policies.len();
+            world
+                .problems
+                .push(format!("policies: {many} are read and none is enforced: no data path takes them yet"));
+        }
         world
     }
 
@@ -197,6 +205,11 @@ impl World {
             Object::Pod(pod) => {
                 self.pods.insert(PodId { cluster: name, pod: pod.name() }, pod);
             }
+            // Another cluster's policies are for its own pods.
+            Object::Policy(read) if Some(&name) == self.cluster.as_ref() => {
+                self.policies.insert(read.report.policy.clone(), read);
+            }
+            Object::Policy(_) => {}
         }
     }
 

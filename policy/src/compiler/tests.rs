@@ -313,3 +313,125 @@ proptest! {
         }
     }
 }
+
+/// Two namespaces with a server and a client each; in each the server takes `app=client` of its own namespace, and nothing
+/// selects the clients.
+fn two_namespaces() -> Compiler {
+    let mut compiler = Compiler::new(node(0));
+    let mut changes = vec![Change::Clusters(vec!["10.0.0.0/16".parse().unwrap()])];
+    for (place, namespace) in NAMESPACES.into_iter().enumerate() {
+        changes.push(pod(namespace, "server", "server", 10 * place as u8 + 1));
+        changes.push(pod(namespace, "client", "client", 10 * place as u8 + 2));
+        changes.push(takes(namespace, "client", Some(80)));
+    }
+    compiler.apply(changes);
+    compiler
+}
+
+fn pod_id(namespace: &str, name: &str) -> WorkloadId {
+    let pod = PodName { namespace: namespace.to_owned(), name: name.to_owned() };
+    WorkloadId::Pod(CLUSTERS[0].parse().unwrap(), pod)
+}
+
+fn pod(namespace: &str, name: &str, app: &str, last: u8) -> Change {
+    let workload = Workload {
+        labels: BTreeMap::from([("app".to_owned(), app.to_owned())]),
+        addresses: [address(&format!("{PODS_V4}{last}"))].into(),
+        ports: BTreeSet::new(),
+        presence: Presence::Living,
+        local: true,
+    };
+    Change::Workload(pod_id(namespace, name), Some(workload))
+}
+
+fn app(value: &str) -> LabelSelector {
+    LabelSelector::new([Requirement::In("app".to_owned(), [value.to_owned()].into())])
+}
+
+/// The servers of a namespace take one kind of client on one port, or on all.
+fn takes(namespace: &str, client: &str, port: Option<u16>) -> Change {
+    let kind = PolicyKind::NetworkPolicy;
+    let key = PolicyKey { kind, namespace: namespace.to_owned(), name: "takes".to_owned() };
+    let of = |value| PodSelector { namespaces: Namespaces::Own(namespace.to_owned()), pods: app(value) };
+    let rule = Rule {
+        index: 0,
+        action: Action::Accept,
+        peers: vec![Peer::Pods(of(client))],
+        ports: port.map(|port| vec![PortMatch::Range(PortProtocol::Tcp, port..=port)]),
+    };
+    let policy = Policy {
+        uid: key.to_string(),
+        key: key.clone(),
+        tier: Tier::NetworkPolicy,
+        priority: 0,
+        subject: of("server"),
+        ingress: Some(vec![rule]),
+        egress: None,
+    };
+    Change::Policy(key, Some(policy))
+}
+
+#[test]
+fn a_change_moves_the_tables_that_depend_on_it_and_no_others() {
+    let server = |namespace: &str| (pod_id(namespace, "server"), Direction::Ingress);
+    let [shop, bank] = NAMESPACES;
+    let labels = |stage: &str| Some(BTreeMap::from([("stage".to_owned(), stage.to_owned())]));
+    let namespace = NamespaceId { cluster: CLUSTERS[0].parse().unwrap(), name: shop.to_owned() };
+    let other = |last: u8| pod(bank, "other", "other", last);
+    for (what, change, tables) in [
+        ("a client is one no more", pod(shop, "client", "other", 2), vec![server(shop)]),
+        ("a client has gone", Change::Workload(pod_id(shop, "client"), None), vec![server(shop)]),
+        ("a policy has another port", takes(bank, "client", Some(81)), vec![server(bank)]),
+        ("a policy has other clients", takes(bank, "other", Some(80)), vec![server(bank)]),
+        ("a policy is what it was", takes(bank, "client", Some(80)), vec![]),
+        (
+            "a namespace's label is one that nobody asks for",
+            Change::Namespace(namespace, labels("x")),
+            vec![],
+        ),
+        (
+            "somebody comes whom no rule speaks of",
+            other(30),
+            Direction::BOTH.map(|d| (pod_id(bank, "other"), d)).to_vec(),
+        ),
+        (
+            "policies go",
+            Change::Policy(
+                PolicyKey {
+                    kind: PolicyKind::NetworkPolicy,
+                    namespace: shop.to_owned(),
+                    name: "takes".to_owned(),
+                },
+                None,
+            ),
+            vec![server(shop)],
+        ),
+    ] {
+        let mut compiler = two_namespaces();
+        let before = epochs(&compiler);
+        let moved = compiler.apply([change]);
+        assert_eq!(moved.tables, tables.iter().cloned().collect(), "{what}");
+        for (table, epoch) in epochs(&compiler) {
+            let last = before.get(&table).copied().unwrap_or_default();
+            assert_eq!(
+                epoch != last,
+                tables.contains(&table) && before.contains_key(&table),
+                "{what}: {table:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn endpoints_to_which_the_same_applies_share_a_stage() {
+    let mut compiler = two_namespaces();
+    assert_eq!(compiler.book().stages.len(), 2);
+    let many = (0..50).map(|index| pod("shop", &format!("server{index}"), "server", 100 + index));
+    let moved = compiler.apply(many);
+    assert_eq!(
+        (compiler.book().stages.len(), moved.stages.len()),
+        (2, 0),
+        "fifty more of them change no stage"
+    );
+    assert_eq!(moved.tables.len(), 100);
+}

@@ -6,13 +6,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as WrittenSele
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::parts::{port, port_name, prefix, selector};
+use super::parts::{port, prefix, selector};
 use super::{Effect, Problems, Wrong};
 use crate::policy::{Block, Peer, Policy, PolicyKey, PortMatch, Rule, Tier};
 use crate::selector::{Namespaces, PodSelector};
 
 /// The most rules of a direction, peers and protocols of a rule, and networks of a peer.
 const MOST: usize = 25;
+/// The longest name of a rule.
+const LONGEST_NAME: usize = 100;
 /// The greatest priority.
 const LAST_PRIORITY: i64 = 1000;
 
@@ -223,14 +225,25 @@ fn closed(index: u16, written: &Value) -> Option<Rule> {
 }
 
 fn ingress_rule(at: &str, index: u16, written: &Value, problems: &mut Problems) -> Option<Rule> {
-    let IngressRule { action, from, protocols, .. } = problems.typed(at, written)?;
+    let IngressRule { name, action, from, protocols } = problems.typed(at, written)?;
+    length(at, name.as_deref(), problems);
     let peers = from.into_iter().map(EgressPeer::from).collect();
     rule(at, "from", index, (&action, peers, protocols), problems)
 }
 
 fn egress_rule(at: &str, index: u16, written: &Value, problems: &mut Problems) -> Option<Rule> {
-    let EgressRule { action, to, protocols, .. } = problems.typed(at, written)?;
+    let EgressRule { name, action, to, protocols } = problems.typed(at, written)?;
+    length(at, name.as_deref(), problems);
     rule(at, "to", index, (&action, to, protocols), problems)
+}
+
+/// A rule's name, if it has one, is not too long.
+fn length(at: &str, name: Option<&str>, problems: &mut Problems) {
+    let has = name.map_or(0, |name| name.chars().count());
+    if has > LONGEST_NAME {
+        let wrong = Wrong::TooMany { what: "characters", has, most: LONGEST_NAME };
+        problems.add(format!("{at}.name"), wrong);
+    }
 }
 
 fn rule(
@@ -306,6 +319,9 @@ fn peer(
         let at = format!("{at}.networks");
         count(&at, "networks", networks.len(), problems);
         for (i, text) in networks.iter().enumerate() {
+            if networks[..i].contains(text) {
+                problems.add(format!("{at}[{i}]"), Wrong::Twice(text.clone()));
+            }
             let prefix = problems.take(&format!("{at}[{i}]"), prefix(text));
             peers.extend(prefix.map(|prefix| Peer::Block(Block::whole(prefix))));
         }
@@ -322,6 +338,7 @@ fn peer(
 
 fn port_match(at: &str, written: &Protocol, problems: &mut Problems) -> Option<PortMatch> {
     let Protocol { tcp, udp, sctp, destination_named_port } = written;
+    let destination_named_port = destination_named_port.as_ref().filter(|name| !name.is_empty());
     let transports = [
         (PortProtocol::Tcp, "tcp", tcp),
         (PortProtocol::Udp, "udp", udp),
@@ -333,8 +350,8 @@ fn port_match(at: &str, written: &Protocol, problems: &mut Problems) -> Option<P
         .collect();
     match (said.as_slice(), destination_named_port) {
         ([], Some(name)) => {
-            let name = problems.take(&format!("{at}.destinationNamedPort"), port_name(name))?;
-            Some(PortMatch::Named(None, name))
+            // The schema takes any text here: what is no port's name names no port.
+            Some(PortMatch::Named(None, name.clone()))
         }
         ([(protocol, name, transport)], None) => {
             let at = format!("{at}.{name}");

@@ -65,6 +65,10 @@ fn lone_directions(spec: &Value) -> Option<[bool; 2]> {
 /// Whether it is for ingress and for egress: what it says, else ingress always and egress where it has such rules.
 fn directions(spec: &NetworkPolicySpec, problems: &mut Problems) -> Option<[bool; 2]> {
     let types = spec.policy_types.iter().flatten();
+    let has = types.clone().count();
+    if has > 2 {
+        problems.add("spec.policyTypes", Wrong::TooMany { what: "policy types", has, most: 2 });
+    }
     let mut said = [false, false];
     for (index, name) in types.enumerate() {
         match name.as_str() {

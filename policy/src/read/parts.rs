@@ -18,10 +18,15 @@ pub(super) fn selector(
     written: &v1::LabelSelector,
     problems: &mut Problems,
 ) -> Option<LabelSelector> {
-    let labels = written.match_labels.iter().flatten();
-    let mut requirements: Vec<_> =
-        labels.map(|(key, value)| Requirement::In(key.clone(), BTreeSet::from([value.clone()]))).collect();
+    let mut requirements = Vec::new();
     let mut whole = true;
+    for (key, value) in written.match_labels.iter().flatten() {
+        let is = label_key(key).and_then(|key| Ok(Requirement::In(key, [label_value(value)?].into())));
+        match problems.take(&format!("{at}.matchLabels"), is) {
+            Some(requirement) => requirements.push(requirement),
+            None => whole = false,
+        }
+    }
     for (index, expression) in written.match_expressions.iter().flatten().enumerate() {
         match problems.take(&format!("{at}.matchExpressions[{index}]"), requirement(expression)) {
             Some(requirement) => requirements.push(requirement),
@@ -33,10 +38,9 @@ pub(super) fn selector(
 
 fn requirement(written: &v1::LabelSelectorRequirement) -> Result<Requirement, Wrong> {
     let v1::LabelSelectorRequirement { key, operator, values } = written;
-    if key.is_empty() {
-        return Err(Wrong::Missing);
-    }
-    let values: BTreeSet<_> = values.iter().flatten().cloned().collect();
+    let key = label_key(key)?;
+    let values =
+        values.iter().flatten().map(|value| label_value(value)).collect::<Result<BTreeSet<_>, _>>()?;
     let some = |values: BTreeSet<String>| match values.is_empty() {
         true => Err(Wrong::NoValues(operator.clone())),
         false => Ok(values),
@@ -45,7 +49,6 @@ fn requirement(written: &v1::LabelSelectorRequirement) -> Result<Requirement, Wr
         true => Ok(requirement),
         false => Err(Wrong::Values(operator.clone())),
     };
-    let key = key.clone();
     match operator.as_str() {
         "In" => Ok(Requirement::In(key, some(values)?)),
         "NotIn" => Ok(Requirement::NotIn(key, some(values)?)),
@@ -53,6 +56,36 @@ fn requirement(written: &v1::LabelSelectorRequirement) -> Result<Requirement, Wr
         "DoesNotExist" => none(Requirement::DoesNotExist(key)),
         other => Err(Wrong::Unknown { what: "operator", value: other.to_owned() }),
     }
+}
+
+/// The key of a label: a name, or a DNS name and a name with a slash between them, as Kubernetes wants it.
+fn label_key(key: &str) -> Result<String, Wrong> {
+    let (prefix, name) = key.rsplit_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let dns_label = |label: &str| {
+        let inside = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(inside)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let is_dns = |prefix: &str| prefix.len() <= 253 && prefix.split('.').all(dns_label);
+    let is = !name.is_empty() && is_label_text(name) && prefix.is_none_or(is_dns);
+    if is { Ok(key.to_owned()) } else { Err(Wrong::NoLabelKey(key.to_owned())) }
+}
+
+/// The value of a label.
+fn label_value(value: &str) -> Result<String, Wrong> {
+    if is_label_text(value) { Ok(value.to_owned()) } else { Err(Wrong::NoLabelValue(value.to_owned())) }
+}
+
+/// At most 63 letters, digits, and between these `-`, `_` and `.`.
+fn is_label_text(text: &str) -> bool {
+    let ends = |b: Option<u8>| b.is_none_or(|b| b.is_ascii_alphanumeric());
+    text.len() <= 63
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && ends(text.bytes().next())
+        && ends(text.bytes().last())
 }
 
 /// A prefix. Host bits are allowed and mean nothing; a length must be there.
@@ -118,6 +151,18 @@ pub(super) fn protocol(name: Option<&str>) -> Result<PortProtocol, Wrong> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_are_what_kubernetes_takes() {
+        for key in ["app", "a.b_c-d", "kubernetes.io/metadata.name", "x.y/Z9"] {
+            assert!(label_key(key).is_ok(), "{key}");
+        }
+        for key in ["", "-app", "app-", "a b", "/app", "UPPER.io/app", "a//b", &"x".repeat(64)] {
+            assert!(label_key(key).is_err(), "{key}");
+        }
+        assert!(label_value("").is_ok() && label_value("v1.2_3-x").is_ok());
+        assert!(label_value("a/b").is_err() && label_value("_").is_err());
+    }
 
     #[test]
     fn host_bits_of_a_prefix_mean_nothing_and_a_length_must_be_there() {

@@ -182,6 +182,22 @@ fn a_bad_rule_of_a_cluster_policy_fails_closed_by_itself() {
         ),
         (json!({"to": vec![pods.clone(); 26]}), "spec.egress[0].to: 26 peers: the most are 25"),
         (json!({"to": [pods], "log": true}), "spec.egress[0].log: unknown field"),
+        (
+            json!({"to": [pods], "name": "x".repeat(101)}),
+            "spec.egress[0].name: 101 characters: the most are 100",
+        ),
+        (
+            json!({"to": [{"networks": ["10.0.0.0/8", "10.0.0.0/8"]}]}),
+            "spec.egress[0].to[0].networks[1]: \"10.0.0.0/8\" is said twice",
+        ),
+        (
+            json!({"to": [{"nodes": {"matchLabels": {"a b": "c"}}}]}),
+            "spec.egress[0].to[0].nodes.matchLabels: \"a b\" is no key of a label",
+        ),
+        (
+            json!({"to": [pods], "protocols": [{"destinationNamedPort": ""}]}),
+            "exactly one of its fields may be set, and 0 are",
+        ),
     ] {
         for action in ["Accept", "Deny", "Pass"] {
             let mut rule = rest.clone();

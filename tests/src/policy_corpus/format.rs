@@ -57,7 +57,7 @@ pub struct Namespace {
 
 /// A pod.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Pod {
     /// `namespace/name`.
     pub id: String,
@@ -106,12 +106,23 @@ pub struct Case {
     pub title: String,
     /// Destinations of its grids in their order, where they are not the default ones.
     pub endpoints: Option<Vec<String>>,
+    /// What happens, as it is written: a case that cannot be read is one case.
+    steps: Vec<Value>,
+}
+
+impl Case {
     /// What happens.
-    pub steps: Vec<Step>,
+    pub fn steps(&self) -> Result<Vec<Step>> {
+        let read = |(number, step): (usize, &Value)| {
+            serde_json::from_value(step.clone()).with_context(|| format!("reading step {number}"))
+        };
+        self.steps.iter().enumerate().map(read).collect()
+    }
 }
 
 /// What is done, and what shall hold then.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Step {
     /// What is done, in order, before the policy settles.
     #[serde(rename = "do", default)]
@@ -125,10 +136,14 @@ pub struct Step {
     /// An API server refuses these objects: nothing may open.
     #[serde(default)]
     pub rejected: bool,
+    /// Which flows the step's author asked for; the grids name them.
+    #[serde(default)]
+    pub probe: Value,
 }
 
 /// Flows that share a grid.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Grid {
     /// `family/protocol/port`.
     pub flows: Vec<Flow>,
@@ -170,6 +185,7 @@ impl std::fmt::Display for Flow {
 
 /// A packet, after a connection was opened or without.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Packet {
     /// Its name.
     pub id: String,

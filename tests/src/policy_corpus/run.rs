@@ -156,7 +156,7 @@ impl<'a> Story<'a> {
     }
 
     fn tell(&mut self) -> Result<()> {
-        for (number, step) in self.case.steps.iter().enumerate() {
+        for (number, step) in self.case.steps()?.iter().enumerate() {
             self.step = number;
             self.perform(step)?;
             for grid in &step.expect {
