@@ -148,7 +148,7 @@ impl Compiler {
             }
         }
         let mut unlike = self.turn_over(&born, &dead, &changes, &mut moved.stages);
-        let peers = !moved.peers.is_empty() || !changes.is_empty();
+        let peers = !moved.peers.is_empty() || !changes.is_empty() || !born.is_empty() || !dead.is_empty();
         if peers || touched.nodes {
             let stages = &mut self.stages;
             let renewed = stages.renew(
@@ -231,8 +231,11 @@ impl Compiler {
         }
         let mut unlike = BTreeSet::new();
         for (before, now) in changes {
-            let both = [before, now].into_iter().flatten();
-            let by_selector = both.flat_map(|identity| self.selectors.stages_of(*identity));
+            let labels = |identity: &Identity| {
+                dead.get(identity).cloned().or_else(|| self.population.identities().shared_labels(*identity))
+            };
+            let both = [before, now].into_iter().flatten().filter_map(labels);
+            let by_selector = both.flat_map(|labels| self.selectors.stages_of(&labels, self.world.cluster()));
             for id in by_selector.chain(self.stages.naming_ports_of_peers()) {
                 let Some(stage) = self.book.stages.get(&id) else { continue };
                 let row = |identity: &Option<Identity>| {
@@ -244,14 +247,14 @@ impl Compiler {
             }
         }
         for (identity, labels) in dead {
-            for id in self.selectors.stages_of(*identity) {
+            for id in self.selectors.stages_of(labels, self.world.cluster()) {
                 if let Some(stage) = self.book.stages.get_mut(&id)
                     && stage.forget(*identity)
                 {
                     touched.insert(id);
                 }
             }
-            self.selectors.dismiss(*identity, labels);
+            self.selectors.dismiss(*identity, labels, self.world.cluster());
         }
         unlike
     }

@@ -42,7 +42,8 @@ pub(super) struct Turnover {
     pub born: BTreeSet<Identity>,
     /// The identities that nobody has any more.
     pub dead: BTreeMap<Identity, Arc<LabelSet>>,
-    /// What workloads were and what they are.
+    /// What whoever has an address was and what they are, where established flows may know of it: nobody has flows from an
+    /// address that was unknown.
     pub changes: BTreeSet<(Option<Identity>, Option<Identity>)>,
     /// The endpoints of this node that are new, gone or somebody else, with the identities they had and have.
     pub endpoints: Vec<(WorkloadId, Option<Identity>, Option<Identity>)>,
@@ -132,7 +133,7 @@ impl Population {
             let before = self.held.remove(&id);
             released.extend(before.as_ref().map(|held| held.identity));
             if before != now {
-                self.note(&id, before.as_ref(), now.as_ref(), &mut turnover);
+                self.note(world, &id, before.as_ref(), now.as_ref(), &mut turnover);
             }
             if let Some(now) = now {
                 self.held.insert(id, now);
@@ -149,7 +150,14 @@ impl Population {
         turnover
     }
 
-    fn note(&mut self, id: &WorkloadId, before: Option<&Held>, now: Option<&Held>, turnover: &mut Turnover) {
+    fn note(
+        &mut self,
+        world: &World,
+        id: &WorkloadId,
+        before: Option<&Held>,
+        now: Option<&Held>,
+        turnover: &mut Turnover,
+    ) {
         if let Some(held) = before {
             for address in &held.addresses {
                 if let Some(claims) = self.claims.get_mut(address)
@@ -171,7 +179,18 @@ impl Population {
         }
         let identity = |held: Option<&Held>| held.map(|held| held.identity);
         let local = |held: Option<&Held>| held.filter(|held| held.local).map(|held| held.identity);
-        turnover.changes.insert((identity(before), identity(now)));
+        let addresses = |held: Option<&Held>| held.map(|held| held.addresses.clone()).unwrap_or_default();
+        let (had, has) = (addresses(before), addresses(now));
+        let was_unknown = |address: &IpAddr| world.clusters.iter().any(|prefix| prefix.contains(*address));
+        if had.intersection(&has).next().is_some() {
+            turnover.changes.insert((identity(before), identity(now)));
+        }
+        if had.difference(&has).next().is_some() {
+            turnover.changes.insert((identity(before), None));
+        }
+        if has.difference(&had).any(|address| !was_unknown(address)) {
+            turnover.changes.insert((None, identity(now)));
+        }
         if local(before) != local(now) {
             turnover.endpoints.push((id.clone(), local(before), local(now)));
         }

@@ -7,7 +7,7 @@ use causeway_model::policy::StageId;
 use causeway_model::{ClusterName, Identity};
 
 use crate::identity::LabelSet;
-use crate::selector::{Namespaces, PodSelector};
+use crate::selector::{LabelSelector, Namespaces, PodSelector};
 use crate::world::NamespaceId;
 
 /// A selector's place.
@@ -99,35 +99,39 @@ impl Selectors {
     ) -> BTreeSet<StageId> {
         self.population.0.entry(namespace(labels)).or_default().insert(identity, labels.clone());
         let mut stages = BTreeSet::new();
-        let named = Namespaces::Own(labels.namespace().to_owned());
-        let by_name = self.by_namespaces.get_key_value(&named).into_iter();
-        let first_selected = Namespaces::Selected(Default::default());
-        let by_labels = self.by_namespaces.range(first_selected..);
-        let (cluster, name) = (labels.cluster(), labels.namespace());
-        let fits =
-            |namespaces: &Namespaces| namespaces.matches(own, cluster, name, labels.namespace_labels());
-        for (_, ids) in by_name.chain(by_labels).filter(|(namespaces, _)| fits(namespaces)) {
-            for id in ids {
-                let Some(slot) = self.slots.get_mut(id) else { continue };
-                if slot.selector.pods.matches(labels.labels())
-                    && let Err(place) = slot.members.binary_search(&identity)
-                {
-                    slot.members.insert(place, identity);
-                    stages.extend(&slot.stages);
-                }
+        for id in self.choosing(labels, own) {
+            let Some(slot) = self.slots.get_mut(&id) else { continue };
+            if let Err(place) = slot.members.binary_search(&identity) {
+                slot.members.insert(place, identity);
+                stages.extend(&slot.stages);
             }
         }
         stages
     }
 
-    /// The stages whose rows depend on an identity.
-    pub(super) fn stages_of(&self, identity: Identity) -> BTreeSet<StageId> {
-        let slots = self.slots.values().filter(|slot| slot.members.binary_search(&identity).is_ok());
-        slots.flat_map(|slot| &slot.stages).copied().collect()
+    /// The selectors that choose these labels.
+    fn choosing(&self, labels: &LabelSet, own: &ClusterName) -> Vec<SelectorId> {
+        let named = Namespaces::Own(labels.namespace().to_owned());
+        let by_name = self.by_namespaces.get_key_value(&named).into_iter();
+        let by_labels = self.by_namespaces.range(Namespaces::Selected(LabelSelector::default())..);
+        let (cluster, name) = (labels.cluster(), labels.namespace());
+        let fits =
+            |namespaces: &Namespaces| namespaces.matches(own, cluster, name, labels.namespace_labels());
+        let groups = by_name.chain(by_labels).filter(|(namespaces, _)| fits(namespaces));
+        let chooses = |id: &&SelectorId| {
+            self.slots.get(id).is_some_and(|slot| slot.selector.pods.matches(labels.labels()))
+        };
+        groups.flat_map(|(_, ids)| ids).filter(chooses).copied().collect()
+    }
+
+    /// The stages whose rows depend on an identity of these labels.
+    pub(super) fn stages_of(&self, labels: &LabelSet, own: &ClusterName) -> BTreeSet<StageId> {
+        let ids = self.choosing(labels, own);
+        ids.iter().filter_map(|id| self.slots.get(id)).flat_map(|slot| &slot.stages).copied().collect()
     }
 
     /// Forgets an identity.
-    pub(super) fn dismiss(&mut self, identity: Identity, labels: &LabelSet) {
+    pub(super) fn dismiss(&mut self, identity: Identity, labels: &LabelSet, own: &ClusterName) {
         let namespace = namespace(labels);
         if let Some(identities) = self.population.0.get_mut(&namespace) {
             identities.remove(&identity);
@@ -135,8 +139,10 @@ impl Selectors {
                 self.population.0.remove(&namespace);
             }
         }
-        for slot in self.slots.values_mut() {
-            if let Ok(place) = slot.members.binary_search(&identity) {
+        for id in self.choosing(labels, own) {
+            if let Some(slot) = self.slots.get_mut(&id)
+                && let Ok(place) = slot.members.binary_search(&identity)
+            {
                 slot.members.remove(place);
             }
         }
