@@ -99,6 +99,11 @@ pub(crate) trait Driver: Dataplane {
         self.mend()
     }
 
+    /// Makes what an endpoint will hang on, as far as it is nobody's to see and goes with this process: `attach` then has less to do.
+    fn prepare(&mut self, _endpoint: &Endpoint, _netns: BorrowedFd<'_>) -> Result<(), DataplaneError> {
+        Ok(())
+    }
+
     /// Tells where an endpoint of before a restart lives, so that its link can be made again when somebody deletes it.
     fn remember(&mut self, _endpoint: &EndpointKey, _netns: &Netns) {}
 }
@@ -135,6 +140,10 @@ impl Driver for FastDataplane {
 
     fn ailments(&mut self, new: Path) -> Vec<Ailment> {
         Self::ailments(self, new)
+    }
+
+    fn prepare(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<(), DataplaneError> {
+        Self::prepare(self, endpoint, netns)
     }
 
     fn remember(&mut self, endpoint: &EndpointKey, netns: &Netns) {
@@ -188,6 +197,10 @@ impl Driver for Drivers {
         let mut mended = Vec::new();
         all(self.each().map(|driver| driver.mend_seen(sight).map(|repairs| mended.extend(repairs))))?;
         Ok(mended)
+    }
+
+    fn prepare(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<(), DataplaneError> {
+        self.of(endpoint.path)?.prepare(endpoint, netns)
     }
 
     fn remember(&mut self, endpoint: &EndpointKey, netns: &Netns) {

@@ -238,18 +238,8 @@ impl Core {
     /// Tells the drivers of one endpoint that is new or gone by the roster: without a look at all others, of which there may
     /// be a thousand.
     fn bring_endpoint(&mut self, key: &EndpointKey) -> Result<(), DataplaneError> {
-        let Some(desired) = &mut self.desired else { return Ok(()) };
-        let delta = match self.roster.endpoints().get(key) {
-            Some(endpoint) => Delta::Endpoint(Box::new(endpoint.clone())),
-            None => Delta::EndpointGone(key.clone()),
-        };
-        desired.apply(delta.clone());
-        let done = match self.in_force {
-            true => self.parts.drivers.apply(Update::Changes(&[delta])),
-            false => self.parts.drivers.apply(Update::Whole(desired)),
-        };
-        self.in_force = done.is_ok();
-        done
+        let Self { parts, roster, desired, in_force, .. } = self;
+        bring_endpoint(key, roster, desired, (&mut parts.drivers, in_force))
     }
 
     /// Mends what was seen to be wrong.
@@ -297,4 +287,25 @@ impl Core {
         }
         Ok(())
     }
+}
+
+/// [`Core::bring_endpoint`], beside what else is done with the rest of the core.
+fn bring_endpoint(
+    key: &EndpointKey,
+    roster: &Roster,
+    desired: &mut Option<Snapshot>,
+    (drivers, in_force): (&mut Drivers, &mut bool),
+) -> Result<(), DataplaneError> {
+    let Some(desired) = desired else { return Ok(()) };
+    let delta = match roster.endpoints().get(key) {
+        Some(endpoint) => Delta::Endpoint(Box::new(endpoint.clone())),
+        None => Delta::EndpointGone(key.clone()),
+    };
+    desired.apply(delta.clone());
+    let done = match *in_force {
+        true => drivers.apply(Update::Changes(&[delta])),
+        false => drivers.apply(Update::Whole(desired)),
+    };
+    *in_force = done.is_ok();
+    done
 }

@@ -96,21 +96,25 @@ pub struct Shape {
     pub offloads: u32,
 }
 
-/// Opens every queue of a TAP in the calling thread's network namespace, making the device if it is not there, and makes
-/// it outlive its descriptors. A device left by an earlier process is taken up as it is: its addresses and routes stay.
+/// Opens every queue of a TAP in the calling thread's network namespace, making the device if it is not there. One that is made
+/// goes with its last descriptor until it is [kept](keep). A device left by an earlier process is taken up as it is: its addresses
+/// and routes stay.
 pub fn open(name: &str, shape: Shape) -> Result<Vec<OwnedFd>, TapError> {
     let queues = (0..shape.queues).map(|_| open_queue(name, shape)).collect::<Result<Vec<_>, _>>()?;
-    if let Some(queue) = queues.first() {
-        if shape.queues > 1
-            && let Err(error) = steer(name, queue.as_fd())
-        {
-            // A kernel without it deals flows by what it has seen of them: right in the end, out of order now and then.
-            tracing::warn!("flows may change queues under way: {error}");
-        }
-        // SAFETY: TUNSETPERSIST takes an integer and touches no memory of ours; the descriptor is an open TAP queue.
-        unsafe { ioctl::set_persist(queue.as_raw_fd(), true) }.map_err(failed(name, "keeping"))?;
+    if shape.queues > 1
+        && let Some(queue) = queues.first()
+        && let Err(error) = steer(name, queue.as_fd())
+    {
+        // A kernel without it deals flows by what it has seen of them: right in the end, out of order now and then.
+        tracing::warn!("flows may change queues under way: {error}");
     }
     Ok(queues)
+}
+
+/// Makes a TAP outlive its descriptors.
+pub fn keep(name: &str, queue: BorrowedFd<'_>) -> Result<(), TapError> {
+    // SAFETY: TUNSETPERSIST takes an integer and touches no memory of ours; the descriptor is an open TAP queue.
+    unsafe { ioctl::set_persist(queue.as_raw_fd(), true) }.map(drop).map_err(failed(name, "keeping"))
 }
 
 /// Has flows dealt to the queues by what they are, not by what was seen of them.
@@ -188,7 +192,7 @@ pub fn has_gone(queue: BorrowedFd<'_>) -> bool {
 
 /// Lets a TAP go with its last descriptor.
 pub fn forget(name: &str, queue: BorrowedFd<'_>) -> Result<(), TapError> {
-    // SAFETY: as in `open`.
+    // SAFETY: as in `keep`.
     unsafe { ioctl::set_persist(queue.as_raw_fd(), false) }.map(drop).map_err(failed(name, "giving up"))
 }
 

@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::resume_unwind;
 use std::sync::MutexGuard;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use causeway_kernel_fallback::HOST_END_MTU;
@@ -10,7 +12,7 @@ use causeway_model::{
     PortKind, PortProtocol, Settings,
 };
 
-use super::{Core, Engine};
+use super::{Core, Engine, Parts, bring_endpoint};
 use crate::addresses::{Grant, Pool, Wanted};
 use crate::caller::Caller;
 use crate::datapath::{Driver, port_of};
@@ -130,8 +132,8 @@ impl Core {
         Ok(())
     }
 
-    /// Makes an endpoint of a request, in the order in which a crash or a failure leaves nothing open: remembered first,
-    /// guarded second, plugged in last.
+    /// Makes an endpoint of a request, in the order in which a crash or a failure leaves nothing open: remembered and guarded
+    /// first, plugged in last.
     fn attach(
         &mut self,
         request: &Request,
@@ -149,11 +151,7 @@ impl Core {
         let endpoint = self.roster.admit(endpoint, &world);
         let boot = self.parts.machine.boot.clone();
         let record = Record { endpoint: endpoint.clone(), netns: place.clone(), boot };
-        if let Err(error) = self.parts.store.insert(record, &grant) {
-            self.roster.dismiss(&endpoint.key);
-            return Err(error);
-        }
-        match self.plug(&endpoint, netns) {
+        match self.plug(record, &grant, netns) {
             Ok(()) => {
                 self.parts.drivers.remember(&endpoint.key, place);
                 tracing::info!("attached {} by the {} path", endpoint.key, endpoint.path);
@@ -163,9 +161,19 @@ impl Core {
         }
     }
 
-    fn plug(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<(), Error> {
-        self.bring_endpoint(&endpoint.key)?;
-        Ok(self.parts.drivers.attach(endpoint, netns)?)
+    /// Writes an endpoint down, and meanwhile guards it and prepares its link, for the disk takes as long as all the rest. It is
+    /// plugged in once it is written: what there is before goes with this process, or leads nowhere.
+    fn plug(&mut self, record: Record, grant: &Grant, netns: BorrowedFd<'_>) -> Result<(), Error> {
+        let endpoint = record.endpoint.clone();
+        let Self { parts: Parts { store, drivers, .. }, roster, desired, in_force, .. } = self;
+        let (written, prepared) = thread::scope(|scope| {
+            let writing = scope.spawn(|| store.insert(record, grant));
+            let guarded = bring_endpoint(&endpoint.key, roster, desired, (drivers, in_force));
+            let prepared = guarded.and_then(|()| drivers.prepare(&endpoint, netns));
+            (writing.join().unwrap_or_else(|panic| resume_unwind(panic)), prepared)
+        });
+        Error::all([written, prepared.map_err(Error::from)])?;
+        Ok(self.parts.drivers.attach(&endpoint, netns)?)
     }
 
     /// Takes an attempt back as a DEL would; what fails on the way is told with what failed first.

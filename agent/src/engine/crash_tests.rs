@@ -78,14 +78,18 @@ fn assert_all_free(engine: &Engine) {
     assert_eq!(engine.try_add("more").unwrap_err().code, Failure::RANGE_EXHAUSTED);
 }
 
+/// While it is guarded it is written down, so that it may be there or not; from then on it is, until all the rest is gone.
 const STEPS: [&str; 4] = ["guarding", "plugging", "unplugging", "unguarding"];
+const WRITTEN: [&str; 3] = ["plugging", "unplugging", "unguarding"];
 
 #[test]
 fn a_delete_after_a_crash_at_any_step_leaves_nothing() {
     for step in STEPS {
         let bench = killed_at(step);
         let engine = bench.start();
-        assert_eq!(engine.kept(), ["c1"], "{step}: the record was written first and is removed last");
+        if WRITTEN.contains(&step) {
+            assert_eq!(engine.kept(), ["c1"], "{step}: the record is written before and is removed last");
+        }
         engine.del("c1");
         assert_all_free(&engine);
     }
@@ -102,12 +106,12 @@ fn a_reboot_after_a_crash_at_any_step_leaves_nothing() {
 
 #[test]
 fn a_crash_without_any_delete_is_collected() {
-    for step in STEPS {
+    for step in WRITTEN {
         let bench = killed_at(step);
         let engine = bench.start();
         // The namespace it names is this test's own, which lives; as if it did not.
         let record = engine.lock().parts.store.remove(&key("c1")).unwrap();
-        let mut record = record.expect("it was written first and is removed last");
+        let mut record = record.expect("it was written before and is removed last");
         record.netns.inode = 1;
         let (addresses, mac) = (record.endpoint.addresses.clone(), record.endpoint.mac);
         engine.lock().parts.store.insert(record, &Grant { addresses, mac }).unwrap();

@@ -76,6 +76,8 @@ struct State {
     epoch: u64,
     held: BTreeMap<PortName, Held>,
     namespaces: BTreeMap<EndpointKey, Netns>,
+    /// Links of pods that are not plugged in yet, and go with this process.
+    prepared: BTreeMap<EndpointKey, Held>,
     session: Option<Session>,
     reaper: Reaper,
     /// What could not be done for single ports, in words; the next mending tries again.
@@ -99,6 +101,7 @@ impl FastDataplane {
             epoch: 0,
             held: BTreeMap::new(),
             namespaces: BTreeMap::new(),
+            prepared: BTreeMap::new(),
             session: None,
             reaper,
             trouble: BTreeMap::new(),
@@ -186,6 +189,20 @@ impl FastDataplane {
         }
     }
 
+    /// Makes the link of a pod that is about to be attached. Nobody serves it, and it goes with this process, until `attach`.
+    pub fn prepare(&self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<(), DataplaneError> {
+        // One that has just been left by an earlier agent is on its way back.
+        let missing = self.wait(COMING_BACK, true);
+        let mut state = lock(&self.state);
+        if !state.is_able() {
+            let why = missing.err().map_or_else(|| "it has gone".to_owned(), |missing| missing.to_string());
+            return Err(DataplaneError::Unavailable(format!("the fast path is not there: {why}")));
+        }
+        let held = ports::make_pod_tap(endpoint, netns, &state.options)?;
+        state.prepared.insert(endpoint.key.clone(), held);
+        Ok(())
+    }
+
     /// Whether an earlier agent chose the fast path for this node since it booted: its host port is there.
     pub fn was_chosen() -> bool {
         ports::exists(&PortName::Host)
@@ -218,6 +235,11 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl State {
+    /// Whether there is somebody to serve ports.
+    fn is_able(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.is_open() && session.hello().unable.is_none())
+    }
+
     fn take_up(&mut self, session: Session) {
         let hello = session.hello();
         // Two processes on the same queues would each get half of the frames.
@@ -465,24 +487,19 @@ impl Dataplane for FastDataplane {
     }
 
     fn attach(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<(), DataplaneError> {
-        // One that has just been left by an earlier agent is on its way back.
-        let missing = self.wait(COMING_BACK, true);
-        let mut state = lock(&self.state);
-        let able = state
-            .session
-            .as_ref()
-            .is_some_and(|session| session.is_open() && session.hello().unable.is_none());
-        if !able {
-            let why = missing.err().map_or_else(|| "it has gone".to_owned(), |missing| missing.to_string());
-            return Err(DataplaneError::Unavailable(format!("the fast path is not there: {why}")));
+        if !lock(&self.state).prepared.contains_key(&endpoint.key) {
+            self.prepare(endpoint, netns)?;
         }
+        let mut state = lock(&self.state);
         let port = PortName::Endpoint(endpoint.key.clone());
-        let held = ports::make_pod_tap(endpoint, netns, &state.options)?;
-        state.held.insert(port.clone(), held);
+        if let Some(held) = state.prepared.remove(&endpoint.key) {
+            let held = held.keep(&port)?;
+            state.held.insert(port.clone(), held);
+        }
         let result = state.plug(&port);
         let refused = state.trouble.remove(&port);
         let plugged = state.settle("serving a pod", result);
-        if plugged.is_some() && refused.is_none() {
+        if plugged.is_some() && refused.is_none() && state.is_able() {
             return Ok(());
         }
         let left = netns.try_clone_to_owned().ok();

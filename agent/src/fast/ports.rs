@@ -30,6 +30,15 @@ pub(super) struct Held {
 }
 
 impl Held {
+    /// Makes the device outlive its descriptors.
+    pub(super) fn keep(self, port: &PortName) -> Result<Self, DataplaneError> {
+        if let Some(queue) = self.queues.first() {
+            tap::keep(link_of(port), queue.as_fd())
+                .map_err(failed(format!("keeping the TAP of {port:?}")))?;
+        }
+        Ok(self)
+    }
+
     /// Lets the device go with its last descriptor.
     pub(super) fn forget(self, port: &PortName) {
         drop(self.release(port));
@@ -87,8 +96,12 @@ fn failed(doing: String) -> impl FnOnce(TapError) -> DataplaneError {
 }
 
 impl State {
-    /// Opens the device of a port, as it was opened before where it was.
+    /// Opens the device of a port, as it was opened before where it was, for good.
     pub(super) fn open(&self, port: &PortName) -> Result<Held, DataplaneError> {
+        self.open_unkept(port)?.keep(port)
+    }
+
+    fn open_unkept(&self, port: &PortName) -> Result<Held, DataplaneError> {
         let Some(desired) = &self.desired else {
             return Err(DataplaneError::Refused("a port of a state that was never told".into()));
         };
@@ -125,7 +138,7 @@ impl State {
         let endpoint = self.desired.as_ref().and_then(|desired| desired.endpoints.get(key));
         let netns = self.namespaces.get(key).and_then(open_namespace);
         let Some((endpoint, netns)) = endpoint.zip(netns) else { return Ok(None) };
-        make_pod_tap(endpoint, netns.as_fd(), &self.options).map(Some)
+        make_pod_tap(endpoint, netns.as_fd(), &self.options)?.keep(&PortName::Endpoint(key.clone())).map(Some)
     }
 
     fn open_uplink(&self) -> Result<Held, DataplaneError> {
@@ -178,7 +191,7 @@ impl State {
         netns: Option<OwnedFd>,
     ) -> Result<(), DataplaneError> {
         let port = PortName::Endpoint(key.clone());
-        let held = self.give_up(&port);
+        let held = self.give_up(&port).or(self.prepared.remove(key));
         let mut dismissed = Ok(());
         if let Some(netns) = netns {
             // Whatever has its name meanwhile is not ours while our own device can be told.
@@ -202,7 +215,8 @@ impl State {
     }
 }
 
-/// Makes a pod's TAP inside its namespace and configures it. On failure nothing is left there.
+/// Makes a pod's TAP inside its namespace and configures it; until it is kept it goes with its descriptors. On failure nothing
+/// is left there.
 pub(super) fn make_pod_tap(
     endpoint: &Endpoint,
     netns: BorrowedFd<'_>,
