@@ -12,6 +12,7 @@ mod bench {
     pub mod plain;
     pub mod pods;
     pub mod policy;
+    pub mod restart;
     pub mod samples;
     pub mod scene;
     pub mod scratch;
@@ -30,7 +31,7 @@ use clap::{Parser, ValueEnum};
 
 use bench::finding::{Finding, Record, Table};
 use bench::hugepages::Priority;
-use bench::{cni, idle, pipeline, pods, policy, undo};
+use bench::{cni, idle, pipeline, pods, policy, restart, undo};
 
 /// Measures Causeway beside its peers and says which of its targets it meets. Every figure is the median of five runs in turn with
 /// the peers', and every bench proves first that what it measures does its work.
@@ -58,6 +59,8 @@ enum Name {
     Idle,
     /// ADD and DEL, beside the bridge plugin.
     Cni,
+    /// How long packets stand still when a process is killed.
+    Restart,
     /// The policy compiler: a big world at once, and small changes of it.
     Policy,
 }
@@ -90,6 +93,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
             Name::Pods => pods::run(),
             Name::Idle => idle::run(),
             Name::Cni => cni::run(),
+            Name::Restart => restart::run(),
             Name::Policy => policy::run(),
         };
         let findings = findings.with_context(|| word.clone())?;
