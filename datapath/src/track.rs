@@ -5,7 +5,7 @@ use std::hint;
 use causeway_model::DropReason;
 use causeway_wire::{Ethernet, IpProtocol, Ipv4, Ports};
 
-use crate::connection::{Class, Connections, End, Key, Moment, Packet, Place, Standing, classify};
+use crate::connection::{Asks, Class, Connections, End, Key, Moment, Packet, Place, Standing, classify};
 use crate::packet::{Front, Ip, Transport};
 use crate::{Buffer, Burst, Frame, Port, World};
 
@@ -69,7 +69,7 @@ fn follow<B: Buffer, I: Ip>(
     let ((Port::Endpoint(owner), _) | (_, Port::Endpoint(owner))) = (from, frame.egress) else {
         return Ok(None);
     };
-    let may_begin = || {
+    let may_begin = |asks| {
         let refuses =
             |port| matches!(port, Port::Endpoint(slot) if world.pod(slot).is_none_or(|pod| pod.deny_new));
         if refuses(from) || refuses(frame.egress) {
@@ -77,12 +77,14 @@ fn follow<B: Buffer, I: Ip>(
         }
         let has = |tracking: &Tracking| tracking.connections.count_of(owner);
         match tracking {
-            Some(tracking) if has(tracking) >= world.connections_per_pod => Err(DropReason::ConnectionLimit),
+            Some(tracking) if asks == Asks::ToBegin && has(tracking) >= world.connections_per_pod => {
+                Err(DropReason::ConnectionLimit)
+            }
             _ => Ok(owner),
         }
     };
     let (Some(tracking), Some(transport)) = (tracking, flow.transport.filter(|t| !t.inside)) else {
-        return may_begin().map(|_| None);
+        return may_begin(Asks::ToBegin).map(|_| None);
     };
     let packet: Packet<'_, I> = Packet {
         source: flow.source,

@@ -60,12 +60,19 @@ fn a_pod_that_denies_new_connections_keeps_those_it_has() {
     let tracking = tracking();
     let before = east(tracking, false);
     out(&before, &udp(A, FAR, (1000, 53), 20)).unwrap();
+    back(&before, &udp(FAR, A, (53, 1000), 20)).unwrap();
+    out(&before, &udp(A, FAR, (1002, 53), 20)).unwrap();
     let after = east(tracking, true);
+    assert_eq!(
+        out(&after, &udp(A, FAR, (1002, 53), 20)),
+        Err(DropReason::DeniedNew),
+        "nobody has answered it yet"
+    );
     assert_eq!(out(&after, &udp(A, FAR, (1000, 53), 20)), Ok(()));
     assert_eq!(back(&after, &udp(FAR, A, (53, 1000), 20)), Ok(()));
     assert_eq!(out(&after, &udp(A, FAR, (1001, 53), 20)), Err(DropReason::DeniedNew));
     assert_eq!(back(&after, &udp(FAR, A, (53, 1001), 20)), Err(DropReason::DeniedNew));
-    assert_eq!(tracking.connections.live_count(), 1, "what was denied takes no place");
+    assert_eq!(tracking.connections.live_count(), 2, "what was denied takes no place");
 }
 
 #[test]

@@ -51,6 +51,15 @@ pub(crate) enum Class {
     Single,
 }
 
+/// What a packet asks leave for that nobody has answered yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Asks {
+    /// To begin a connection.
+    ToBegin,
+    /// To go on with one that was begun.
+    ToGoOn,
+}
+
 /// How a packet stands to a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Standing {
@@ -130,7 +139,7 @@ impl Connections {
         class: Class,
         hash: u64,
         (now, timeouts): (Moment, &Timeouts),
-        may_begin: impl Fn() -> Result<u16, DropReason>,
+        may_begin: impl Fn(Asks) -> Result<u16, DropReason>,
     ) -> Result<Standing, DropReason> {
         match class {
             Class::Of(key, from) => match self.find(&key, hash) {
@@ -141,7 +150,7 @@ impl Connections {
                 let (place, _) = self.find(&key, hash).ok_or(DropReason::InvalidConnection)?;
                 Ok(Standing::Related(place))
             }
-            Class::Single => may_begin().map(|_| Standing::Alone),
+            Class::Single => may_begin(Asks::ToBegin).map(|_| Standing::Alone),
         }
     }
 
@@ -164,10 +173,10 @@ impl Connections {
         key: (&Key, u64),
         from: End,
         (now, timeouts): (Moment, &Timeouts),
-        may_begin: &impl Fn() -> Result<u16, DropReason>,
+        may_begin: &impl Fn(Asks) -> Result<u16, DropReason>,
     ) -> Result<Standing, DropReason> {
         let first = First::of(packet, from)?.ok_or(DropReason::InvalidConnection)?;
-        let owner = may_begin()?;
+        let owner = may_begin(Asks::ToBegin)?;
         let millis = now.millis();
         let fill = |entry: Entry<'_>| {
             entry.fill(key.0, millis, owner, now.nanos);
@@ -193,8 +202,12 @@ impl Connections {
         from: End,
         (place, state): (Place, State),
         (now, timeouts): (Moment, &Timeouts),
-        may_begin: &impl Fn() -> Result<u16, DropReason>,
+        may_begin: &impl Fn(Asks) -> Result<u16, DropReason>,
     ) -> Result<Standing, DropReason> {
+        // Nobody has answered yet: until then each packet asks again, so that whoever refuses from now on need not answer.
+        if state.stage == Stage::New && from == state.originator {
+            may_begin(Asks::ToGoOn)?;
+        }
         let entry = self.entry(place.index);
         match packet.protocol {
             IpProtocol::TCP => {

@@ -14,6 +14,6 @@ mod tcp;
 
 pub use causeway_model::connection::{Stage, Timeouts};
 pub use follow::Moment;
-pub(crate) use follow::{Class, Packet, Standing, classify};
+pub(crate) use follow::{Asks, Class, Packet, Standing, classify};
 pub use key::{End, Key};
 pub use table::{Connections, Ended, OWNERS, OtherLayout, Place, Pressure};
