@@ -38,7 +38,10 @@ pub fn run() -> Result<Vec<Finding>> {
     for (victim, order) in VICTIMS {
         let mut gaps = Samples::default();
         for kill in 1..=KILLS {
-            let flows = [Flow::start(near, far)?, Flow::start(far, near)?];
+            // One connection, answered both ways, before anything is denied.
+            let (here, there) = connected(near, far)?;
+            let flows = [Flow::start(&here, &there)?, Flow::start(&there, &here)?];
+            std::thread::sleep(Duration::from_millis(100));
             // What goes on is what was there before: nothing new may begin meanwhile.
             stand.lab.annotate(near.name(), "causeway.dev/deny-new", "true")?;
             std::thread::sleep(Duration::from_millis(300));
@@ -71,6 +74,15 @@ pub fn run() -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
+/// Two sockets in two pods that know each other.
+fn connected(one: &Pod, other: &Pod) -> Result<(UdpSocket, UdpSocket)> {
+    let bind = |pod: &Pod| pod.run(|| UdpSocket::bind(SocketAddr::new(pod.address(Family::V4), 0)));
+    let (one, other) = (bind(one)?, bind(other)?);
+    one.connect(other.local_addr()?)?;
+    other.connect(one.local_addr()?)?;
+    Ok((one, other))
+}
+
 /// Datagrams at a steady pace, and who notes when they come.
 struct Flow {
     stop: Arc<AtomicBool>,
@@ -79,10 +91,8 @@ struct Flow {
 }
 
 impl Flow {
-    fn start(from: &Pod, to: &Pod) -> Result<Self> {
-        let bind = |pod: &Pod| pod.run(|| UdpSocket::bind(SocketAddr::new(pod.address(Family::V4), 0)));
-        let (source, sink) = (bind(from)?, bind(to)?);
-        source.connect(sink.local_addr()?)?;
+    fn start(source: &UdpSocket, sink: &UdpSocket) -> Result<Self> {
+        let (source, sink) = (source.try_clone()?, sink.try_clone()?);
         sink.set_read_timeout(Some(Duration::from_millis(100)))?;
         let stop = Arc::new(AtomicBool::new(false));
         let (sends, hears) = (Arc::clone(&stop), Arc::clone(&stop));
