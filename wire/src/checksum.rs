@@ -162,6 +162,36 @@ pub const fn put_in(checksum: u16, words: u32) -> u16 {
     !((sum >> 16) + (sum & 0xffff)) as u16
 }
 
+/// What replacing some words by others does to the checksums over them: added up once, for as many checksums as there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Change(u64);
+
+impl Change {
+    /// Two words more are replaced, as an address or two ports are; at an even offset.
+    #[inline(always)]
+    pub const fn and(self, old: u32, new: u32) -> Self {
+        Self(self.0 + !old as u64 + new as u64)
+    }
+
+    /// A checksum after that.
+    #[inline(always)]
+    pub const fn of(self, checksum: u16) -> u16 {
+        !fold(!checksum as u64 + self.0)
+    }
+
+    /// The same of UDP: no checksum stays no checksum, and no change makes one into none.
+    #[inline(always)]
+    pub const fn of_udp(self, checksum: u16) -> u16 {
+        if checksum == 0 { 0 } else { never_zero(self.of(checksum)) }
+    }
+
+    /// A sum, not its complement, after that.
+    #[inline(always)]
+    pub const fn of_sum(self, sum: u16) -> u16 {
+        fold(sum as u64 + self.0)
+    }
+}
+
 /// [`replace`] for UDP: no checksum stays no checksum, and no change makes one into none.
 #[inline]
 pub const fn replace_udp(checksum: u16, old: Sum, new: Sum) -> u16 {

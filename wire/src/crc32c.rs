@@ -38,6 +38,16 @@ pub fn crc32c(pieces: &[&[u8]]) -> u32 {
     !pieces.iter().fold(!0, |crc, piece| advance(crc, piece))
 }
 
+/// By how much the CRC32c of some bytes changes when four of them change by `change`, with `behind` more behind them: the code is
+/// linear, so that what does not change does not matter.
+pub(crate) fn crc32c_change(change: [u8; 4], behind: usize) -> u32 {
+    let crc = advance(0, &change);
+    // Nothing but zeros follows.
+    let zeros = [0; 64];
+    let crc = (0..behind / zeros.len()).fold(crc, |crc, _| advance(crc, &zeros));
+    advance(crc, &zeros[..behind % zeros.len()])
+}
+
 fn advance(mut crc: u32, bytes: &[u8]) -> u32 {
     let (words, tail) = bytes.as_chunks::<8>();
     for word in words {

@@ -4,6 +4,7 @@ use zerocopy::big_endian::{U16, U32};
 use zerocopy::little_endian;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::crc32c::crc32c_change;
 use crate::{Malformed, crc32c};
 
 /// The SCTP common header as it lies in a packet (RFC 9260 §3.1).
@@ -21,6 +22,16 @@ impl Sctp {
     /// Bytes of the common header.
     pub const LEN: usize = size_of::<Self>();
 
+    /// A header whose checksum is still to come.
+    pub const fn new(source: u16, destination: u16, verification_tag: u32) -> Self {
+        Self {
+            source: U16::new(source),
+            destination: U16::new(destination),
+            verification_tag: U32::new(verification_tag),
+            checksum: little_endian::U32::ZERO,
+        }
+    }
+
     /// Splits an IP payload into its SCTP common header and the chunks.
     #[inline]
     pub fn split(payload: &[u8]) -> Result<(&Self, &[u8]), Malformed> {
@@ -34,12 +45,22 @@ impl Sctp {
     }
 
     /// The checksum that a whole SCTP packet should have (RFC 9260 §6.8): the CRC32c of everything, with
-    /// zero in place of the checksum. Unlike an Internet checksum it covers no address, and a change of
-    /// port cannot be patched in.
+    /// zero in place of the checksum. Unlike an Internet checksum it covers no address.
     pub fn checksum_of(packet: &[u8]) -> Result<u32, Malformed> {
         let (header, chunks) = Self::split(packet)?;
         let blank = Self { checksum: little_endian::U32::ZERO, ..*header };
         Ok(crc32c(&[blank.as_bytes(), chunks]))
+    }
+
+    /// Changes ports, and the checksum of the whole packet of `len` bytes by as much: a wrong one stays wrong. The rest of the
+    /// packet need not be there.
+    pub fn change_ports(&mut self, source: u16, destination: u16, len: usize) {
+        let change = [self.source.get() ^ source, self.destination.get() ^ destination];
+        self.source = U16::new(source);
+        self.destination = U16::new(destination);
+        let [[a, b], [c, d]] = change.map(u16::to_be_bytes);
+        let change = crc32c_change([a, b, c, d], len.saturating_sub(4));
+        self.checksum = little_endian::U32::new(self.checksum.get() ^ change);
     }
 
     /// The sender's port.
@@ -101,6 +122,24 @@ mod tests {
         assert_eq!(Sctp::checksum_of(&packet), Ok(Sctp::split(&packet).unwrap().0.checksum()));
         packet[31] ^= 1;
         assert_ne!(Sctp::checksum_of(&packet), Ok(want));
+    }
+
+    #[test]
+    fn changed_ports_change_a_right_checksum_to_a_right_one_and_a_wrong_one_to_a_wrong_one() {
+        for len in [12, 13, 16, 31, 100, 1500, 65_000] {
+            let mut packet: Vec<u8> = (0..len).map(|n| (n * 7) as u8).collect();
+            let right = Sctp::checksum_of(&packet).unwrap();
+            Sctp::split_mut(&mut packet).unwrap().0.set_checksum(right);
+            Sctp::split_mut(&mut packet).unwrap().0.change_ports(3868, 40_000, len);
+            let header = *Sctp::split(&packet).unwrap().0;
+            assert_eq!((header.source(), header.destination()), (3868, 40_000));
+            assert_eq!(Sctp::checksum_of(&packet), Ok(header.checksum()), "{len} bytes");
+            let header = Sctp::split_mut(&mut packet).unwrap().0;
+            header.set_checksum(header.checksum() ^ 1);
+            header.change_ports(1, 2, len);
+            let header = *Sctp::split(&packet).unwrap().0;
+            assert_eq!(Sctp::checksum_of(&packet).map(|sum| sum ^ 1), Ok(header.checksum()), "{len} bytes");
+        }
     }
 
     #[test]

@@ -65,6 +65,21 @@ impl Tcp {
     /// Bytes of the header without options.
     pub const LEN: usize = size_of::<Self>();
 
+    /// A header without options, in which all but the ports is zero.
+    pub const fn bare(source: u16, destination: u16) -> Self {
+        Self {
+            source: U16::new(source),
+            destination: U16::new(destination),
+            sequence: U32::ZERO,
+            acknowledgment: U32::ZERO,
+            data_offset: (Self::LEN as u8 / 4) << 4,
+            flags: TcpFlags(0),
+            window: U16::ZERO,
+            checksum: U16::ZERO,
+            urgent: U16::ZERO,
+        }
+    }
+
     /// Splits an IP payload into its TCP header and the data after the options.
     #[inline]
     pub fn split(payload: &[u8]) -> Result<(&Self, &[u8]), Malformed> {

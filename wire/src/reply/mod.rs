@@ -1,4 +1,5 @@
-//! Packets that we originate ourselves: answers to ARP, Neighbor Discovery and echo, ICMP errors, probes.
+//! Packets that we originate ourselves: answers to ARP, Neighbor Discovery and echo, ICMP errors,
+//! refusals, probes.
 //!
 //! Each function writes an Ethernet payload, checksums included, into the space it is given and returns
 //! its length; the Ethernet header in front is the caller's. The space may be longer than needed, its rest
@@ -9,6 +10,7 @@ mod echo;
 mod icmpv4;
 mod icmpv6;
 mod ndp;
+mod refusal;
 
 use thiserror::Error;
 use zerocopy::IntoBytes;
@@ -18,6 +20,7 @@ pub use echo::{Echo, icmpv4_echo_reply, icmpv4_echo_request, icmpv6_echo_reply, 
 pub use icmpv4::{ICMPV4_ERROR_LIMIT, Icmpv4Error, icmpv4_error, icmpv4_error_forbidden};
 pub use icmpv6::{ICMPV6_ERROR_LIMIT, Icmpv6Error, icmpv6_error, icmpv6_error_forbidden};
 pub use ndp::neighbor_advertisement;
+pub use refusal::{REFUSAL_LIMIT, sctp_abort, tcp_reset};
 
 use crate::{Icmpv4, Icmpv6, IpProtocol, Ipv4, Ipv6, Malformed, checksum};
 
