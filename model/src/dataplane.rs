@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
 use serde::{Deserialize, Serialize};
@@ -7,6 +8,9 @@ use thiserror::Error;
 
 use crate::connection::{Filter, Listing};
 use crate::drop_reason::by_reason;
+use crate::flow::Events;
+use crate::policy::RuleId;
+use crate::service::Frontend;
 use crate::{Delta, DropReason, Endpoint, EndpointKey, Snapshot};
 
 /// Packets and their bytes.
@@ -48,6 +52,12 @@ pub struct Counters {
     pub drops: BTreeMap<DropReason, Count>,
     /// By endpoint.
     pub endpoints: BTreeMap<EndpointKey, EndpointCounters>,
+    /// The longest packets of pods for tunnel addresses to which the path was learned to carry less than usual.
+    pub paths: BTreeMap<IpAddr, u16>,
+    /// What rules have denied, for as long as each has been there.
+    pub rules: BTreeMap<RuleId, Count>,
+    /// Connections begun at frontends of services, for as long as each has been there.
+    pub services: BTreeMap<Frontend, u64>,
 }
 
 /// A change of the desired state.
@@ -107,6 +117,9 @@ pub trait Dataplane: Send {
 
     /// The connections of its endpoints that fit a filter, at most so many.
     fn connections(&mut self, filter: &Filter, most: usize) -> Result<Listing, DataplaneError>;
+
+    /// What has become of connections since the last call.
+    fn flows(&mut self) -> Result<Events, DataplaneError>;
 
     /// What was counted so far.
     fn counters(&mut self) -> Result<Counters, DataplaneError>;

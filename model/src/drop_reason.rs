@@ -107,6 +107,8 @@ drop_reasons! {
     LoneFragment = "lone-fragment",
     /// A packet would have begun a connection beyond its endpoint's limit.
     ConnectionLimit = "connection-limit",
+    /// A rule of a policy denies the connection; which one is counted by rule.
+    PolicyDenied = "policy-denied",
     /// No packet buffer was free.
     NoBuffer = "no-buffer",
     /// The port that should send the frame did not take it.
@@ -115,6 +117,16 @@ drop_reasons! {
     PortDown = "port-down",
     /// More than the pod's bandwidth limit lets through (capability `bandwidth`).
     RateLimited = "rate-limited",
+    /// A service with backends elsewhere and none on this node, asked where only those of this node serve (a traffic policy `Local`).
+    NoLocalBackend = "no-local-backend",
+    /// A service that answers some sources only (`loadBalancerSourceRanges`), asked by another.
+    ServiceSource = "service-source",
+    /// The destination is in a prefix of services, and no service has it.
+    NoSuchService = "no-such-service",
+    /// A service without any backend, or an address of services, or of names, at a port that is none of its; the sender was refused at once.
+    ServiceRefused = "service-refused",
+    /// A connection to a service needs a port of its own to be told from others, and none was free.
+    NoPortLeft = "no-port-left",
     else
     /// Dropped by a newer release for a reason that this one has no name for.
     Other = "other"

@@ -6,6 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::hash::fnv1a;
+use crate::policy::Tables;
 use crate::{Bandwidth, Family, MacAddr, PortMapping};
 
 /// What an attachment is known by (CNI 1.1.0 §2): never a pod name.
@@ -174,6 +175,9 @@ pub struct Endpoint {
     /// It neither begins nor takes new connections; those that it has go on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deny_new: bool,
+    /// What policy lets it begin and take.
+    #[serde(default, skip_serializing_if = "Tables::is_default")]
+    pub policy: Tables,
 }
 
 impl Endpoint {

@@ -17,12 +17,15 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::connection::{Filter, Listing};
+use crate::flow::Events;
+use crate::policy::RuleId;
+use crate::service::Frontend;
 use crate::{Count, Delta, DropReason, EndpointCounters, EndpointKey, MacAddr, Snapshot};
 
 /// The version of this protocol.
-pub const VERSION: u32 = 2;
-/// The first version whose fast path tells of connections.
-pub const LISTS_CONNECTIONS: u32 = 2;
+pub const VERSION: u32 = 5;
+/// The first version whose fast path shares connections by weight; one before gives all backends the same.
+pub const WEIGHS: u32 = 5;
 /// Where the agent listens unless configured otherwise.
 pub const SOCKET: &str = "/run/causeway/fastpath.sock";
 /// The file of the fast path's connections unless told otherwise.
@@ -187,6 +190,8 @@ pub enum Task {
     },
     /// Tell what was counted.
     Count,
+    /// Tell what has become of connections since the last time.
+    Flows,
     /// Tell of connections.
     Connections {
         /// Which.
@@ -224,6 +229,8 @@ pub enum Outcome {
     Counted(Box<Tally>),
     /// Connections.
     Connections(Listing),
+    /// What has become of connections.
+    Flows(Events),
 }
 
 /// What the fast path has counted since it started.
@@ -237,6 +244,15 @@ pub struct Tally {
     pub drops: Vec<WorkerDrops>,
     /// By endpoint.
     pub endpoints: Vec<(EndpointKey, EndpointCounters)>,
+    /// Paths that were learned to carry less than usual: the tunnel address at their end, and the longest packet of a pod.
+    #[serde(default)]
+    pub paths: Vec<(IpAddr, u16)>,
+    /// What rules have denied.
+    #[serde(default)]
+    pub rules: Vec<(RuleId, Count)>,
+    /// Connections begun at frontends of services, for as long as each has been there.
+    #[serde(default)]
+    pub services: Vec<(Frontend, u64)>,
     /// Packet buffers: how many there are, and how many of them are free.
     pub buffers: (u32, u32),
     /// Frames that each worker took in, from whatever port.

@@ -5,20 +5,25 @@
 
 mod bandwidth;
 mod cluster;
+pub mod clusterset;
 pub mod connection;
 mod dataplane;
 mod drop_reason;
 mod endpoint;
 pub mod fastpath;
+pub mod flow;
 mod frame;
 mod hash;
 mod name;
+mod names;
 mod node;
 pub mod operator;
 pub mod plugin;
 pub mod policy;
 mod port_mapping;
+pub mod service;
 mod snapshot;
+pub mod why;
 
 pub use bandwidth::{Bandwidth, RateLimit};
 pub use causeway_wire::{MacAddr, Vni};
@@ -29,9 +34,10 @@ pub use endpoint::{Endpoint, EndpointKey, Identity, LinkName, Path, PodName, Por
 pub use frame::{FrameError, read_frame, write_frame};
 pub use ipnetwork::IpNetwork;
 pub use name::{ClusterName, InvalidName, NodeName};
+pub use names::NameServer;
 pub use node::{Family, Node, NodeId};
 pub use port_mapping::{PortMapping, PortProtocol};
-pub use snapshot::{Delta, Overlay, Settings, Snapshot, TunnelOwner, UplinkKind};
+pub use snapshot::{Delta, HostServices, Masquerade, Overlay, Settings, Snapshot, TunnelOwner, UplinkKind};
 
 /// The gateway a pod sees over IPv4; link-local, answered by us on every port.
 pub const GATEWAY_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 1, 1);

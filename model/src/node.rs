@@ -109,6 +109,13 @@ impl Node {
         self.pod_prefixes_of(family).next().and_then(|prefix| nth(prefix, 2))
     }
 
+    /// The addresses of its own stack: its own, and those that are reserved in its pod prefixes.
+    pub fn stack(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let reserved = |family| [self.overlay_host_address(family), self.probe_address(family)];
+        let reserved = Family::BOTH.into_iter().flat_map(reserved).flatten();
+        self.underlay.iter().copied().chain(reserved)
+    }
+
     /// Whether an inner packet may carry this source when it comes from this node.
     pub fn may_send_from(&self, source: IpAddr) -> bool {
         self.underlay.contains(&source) || self.pod_prefixes.iter().any(|prefix| prefix.contains(source))

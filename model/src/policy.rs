@@ -17,6 +17,7 @@ pub use stage::{Action, Class, Row, RowVerdicts, Stage, StageId, StageRule};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -118,6 +119,11 @@ impl Tables {
         }
     }
 
+    /// Whether nothing was ever said of the endpoint.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// The table of one direction, to be changed.
     pub fn of_mut(&mut self, direction: Direction) -> &mut Table {
         match direction {
@@ -128,30 +134,39 @@ impl Tables {
 }
 
 /// Everything that tables refer to on one node.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rulebook {
     /// The stages.
-    pub stages: BTreeMap<StageId, Stage>,
+    pub stages: BTreeMap<StageId, Arc<Stage>>,
     /// Who has which address.
     pub peers: Peers,
-    /// The rule behind each number.
+    /// The rule behind each number. Whoever counts by number begins anew when another rule gets it.
     pub rules: BTreeMap<RuleNumber, RuleId>,
 }
 
 impl Rulebook {
-    /// Judges a new connection between an endpoint (`own` are its addresses) and a peer, by the endpoint's table of that
-    /// direction.
-    pub fn decide(&self, table: &Table, own: &[IpAddr], peer: IpAddr, traffic: Traffic) -> Decision {
+    /// The rule behind a number, as far as it denies: those that no policy can change have a name only there.
+    pub fn id(&self, number: RuleNumber) -> Option<RuleId> {
+        let unknown = Direction::BOTH.into_iter().find(|direction| number == RuleNumber::unknown(*direction));
+        unknown.map(RuleId::unknown).or_else(|| self.rules.get(&number).cloned())
+    }
+
+    /// Judges a new connection between an endpoint and a peer, by the endpoint's table of that direction. One of an endpoint with
+    /// itself has come through a service or a port of the node, and is judged as any other: what a pod sends to its own address
+    /// never leaves it.
+    pub fn decide(
+        &self,
+        (direction, table): (Direction, &Table),
+        peer: IpAddr,
+        traffic: Traffic,
+    ) -> Decision {
         let allow = |rule| Decision { verdict: Verdict::Allow, rule };
-        if own.contains(&peer) {
-            return allow(RuleNumber::SELF);
-        }
         let identity = self.peers.identity(peer);
         if identity == Identity::HOST {
             return allow(RuleNumber::HOST);
         }
         if identity == Identity::UNKNOWN && !table.stages.is_empty() {
-            return Decision { verdict: Verdict::Deny, rule: RuleNumber::UNKNOWN };
+            return Decision { verdict: Verdict::Deny, rule: RuleNumber::unknown(direction) };
         }
         let stages = table.stages.iter().filter_map(|id| self.stages.get(id));
         for stage in stages {

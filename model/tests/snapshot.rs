@@ -2,10 +2,18 @@
 #![expect(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use causeway_model::policy::{
+    Action, Direction, Row, RowVerdicts, RuleId, RuleIndex, RuleNumber, Rulebook, Stage, StageId, StageRule,
+    Table, Tables,
+};
+use causeway_model::service::{
+    Answer, At, Backend, Backends, BackendsId, Frontend, Service, ServicePort, Services,
+};
 use causeway_model::{
-    Cluster, Endpoint, EndpointKey, Identity, MacAddr, Node, NodeId, Overlay, Path, PortKind, Settings,
-    Snapshot, TunnelOwner,
+    Cluster, Endpoint, EndpointKey, Family, Identity, MacAddr, NameServer, Node, NodeId, Overlay, Path,
+    PortKind, PortProtocol, Settings, Snapshot, TunnelOwner,
 };
 use proptest::prelude::*;
 
@@ -39,6 +47,66 @@ fn endpoint(number: u8, variant: u8) -> Endpoint {
         port_mappings: Vec::new(),
         bandwidth: Default::default(),
         deny_new: false,
+        policy: Tables {
+            ingress: Table { stages: vec![StageId(variant.into())], epoch: number.into() },
+            egress: Table::default(),
+        },
+    }
+}
+
+fn rulebook(stages: BTreeMap<u32, u32>, addresses: BTreeMap<u8, u32>) -> Rulebook {
+    let stage = |rule: u32| Stage {
+        rules: vec![StageRule { action: Action::Accept, number: RuleNumber(rule) }],
+        otherwise: Some(RuleNumber(rule + 1)),
+        identities: vec![(Identity(256 + rule), Row(1))],
+        v4: Vec::new(),
+        v6: Vec::new(),
+        ports: Default::default(),
+        rows: vec![RowVerdicts { start: 0, otherwise: 0 }],
+        verdicts: Vec::new(),
+    };
+    let rule = |(number, of): (&u32, &u32)| {
+        let index = RuleIndex::Rule(*of as u16);
+        let id = RuleId { policy: "f62eef76".into(), direction: Direction::Ingress, index };
+        (RuleNumber(*number), id)
+    };
+    let mut book = Rulebook { rules: stages.iter().map(rule).collect(), ..Rulebook::default() };
+    book.stages = stages.into_iter().map(|(id, rule)| (StageId(id), Arc::new(stage(rule)))).collect();
+    let identity = |(last, of)| ([10, 70, 1, last].into(), Identity(256 + of));
+    book.peers.clusters = addresses
+        .first_key_value()
+        .map(|(n, _)| [10, n % 2, 0, 0].into())
+        .map(|a: std::net::IpAddr| a.into())
+        .into_iter()
+        .collect();
+    book.peers.addresses = addresses.into_iter().map(identity).collect();
+    book
+}
+
+fn services(backends: BTreeMap<u32, u16>, frontends: &BTreeMap<u16, u32>) -> Services {
+    let address = |port: u16| [10, 96, 0, port as u8].into();
+    let at =
+        |port: u16| if port.is_multiple_of(2) { At::Address(address(port)) } else { At::Nodes(Family::V4) };
+    let frontend = |(port, of): (&u16, &u32)| {
+        let id = ServicePort {
+            cluster: "lyon".parse().unwrap(),
+            namespace: "shop".into(),
+            name: format!("s{port}"),
+            port: "web".into(),
+        };
+        let inside = Answer::Backends(BackendsId(*of));
+        let service = Service { id, inside, outside: Answer::Refuse, sources: None, affinity: Some(*of) };
+        (Frontend { at: at(*port), protocol: PortProtocol::Tcp, port: *port }, service)
+    };
+    let answers = |(id, port)| {
+        let chosen = vec![Backend { address: [10, 70, 1, 3].into(), port }];
+        (BackendsId(id), Arc::new(Backends::alike(chosen, Vec::new())))
+    };
+    Services {
+        addresses: frontends.keys().map(|port| address(*port)).collect(),
+        prefixes: frontends.keys().next().map(|_| "10.96.0.0/16".parse().unwrap()).into_iter().collect(),
+        frontends: frontends.iter().map(frontend).collect(),
+        backends: backends.into_iter().map(answers).collect(),
     }
 }
 
@@ -59,6 +127,10 @@ prop_compose! {
         peers in prop::collection::btree_map(2_u8..8, 0_u8..3, 0..6),
         endpoints in prop::collection::btree_map(3_u8..12, 0_u8..3, 0..8),
         clusters in prop::collection::btree_map(0_u8..4, 0_u8..2, 0..4),
+        stages in prop::collection::btree_map(0_u32..6, 0_u32..3, 0..5),
+        addresses in prop::collection::btree_map(3_u8..9, 0_u32..3, 0..5),
+        backends in prop::collection::btree_map(0_u32..4, 1_u16..3, 0..4),
+        frontends in prop::collection::btree_map(80_u16..90, 0_u32..4, 0..5),
     ) -> Snapshot {
         let mut snapshot = Snapshot::new(Settings {
             overlay: Overlay { vni: 51717.try_into().unwrap(), port: 4789 },
@@ -68,10 +140,15 @@ prop_compose! {
             uplink: causeway_model::UplinkKind::HostRouted,
             pod_mtu: mtu,
             connections: Default::default(),
+            host_services: Default::default(),
+            masquerade: None,
+            names: NameServer::default(),
         });
         snapshot.peers = peers.into_iter().map(|(n, v)| node(n, v)).map(|n| (n.id.clone(), n)).collect();
         snapshot.endpoints = endpoints.into_iter().map(|(n, v)| endpoint(n, v)).map(|e| (e.key.clone(), e)).collect();
         snapshot.clusters = clusters.into_iter().map(|(n, v)| cluster(n, v)).map(|c| (c.name.clone(), c)).collect();
+        snapshot.policy = Arc::new(rulebook(stages, addresses));
+        snapshot.services = Arc::new(services(backends, &frontends));
         snapshot
     }
 }

@@ -38,6 +38,13 @@ impl fmt::Display for RuleId {
     }
 }
 
+impl RuleId {
+    /// What denies an *unknown* peer, of whichever policy.
+    pub fn unknown(direction: Direction) -> Self {
+        Self { policy: "unknown".to_owned(), direction, index: RuleIndex::Isolation }
+    }
+}
+
 /// A text that is no rule id.
 #[derive(Debug, PartialEq, Eq, Error)]
 #[error("no rule id: {0:?} (wanted: UID/ingress|egress/INDEX|isolation)")]
@@ -82,14 +89,17 @@ pub struct RuleNumber(pub u32);
 impl RuleNumber {
     /// No policy had anything to say: allowed.
     pub const DEFAULT: Self = Self(0);
-    /// An endpoint and its own address: allowed.
+    /// An endpoint and its own address: allowed, and nothing that comes to a data path.
     pub const SELF: Self = Self(1);
     /// The endpoint's own node: allowed.
     pub const HOST: Self = Self(2);
-    /// An address inside a known cluster that no known endpoint has: denied where any policy applies.
-    pub const UNKNOWN: Self = Self(3);
     /// The first number that a policy's rule may be given.
     pub const FIRST: u32 = 16;
+
+    /// A peer inside a known cluster that is no known endpoint: denied where any policy applies.
+    pub const fn unknown(direction: Direction) -> Self {
+        Self(3 + direction as u32)
+    }
 }
 
 #[cfg(test)]
