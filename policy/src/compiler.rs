@@ -10,14 +10,13 @@ mod stages;
 #[cfg(test)]
 mod tests;
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use causeway_model::policy::{Decision, Direction, Rulebook, StageId, Tables, Traffic};
-use causeway_model::{Identity, NodeId};
+use causeway_model::policy::{Decision, Direction, RuleNumber, Rulebook, StageId, Table, Tables, Traffic};
+use causeway_model::{Delta, Identity, NodeId};
 
 use crate::identity::LabelSet;
 use crate::policy::{Policy, PolicyKey};
@@ -31,8 +30,8 @@ use stages::{Shop, Stages};
 /// What a batch of changes has moved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// The tables that are new or have another epoch now.
-    pub tables: BTreeSet<(WorkloadId, Direction)>,
+    /// The tables that are new or have another epoch now, each once.
+    pub tables: Vec<(Arc<WorkloadId>, Direction)>,
     /// The endpoints that have gone.
     pub endpoints_gone: BTreeSet<WorkloadId>,
     /// The stages that are new or not what they were.
@@ -41,6 +40,21 @@ pub struct Moved {
     pub stages_gone: BTreeSet<StageId>,
     /// The addresses that are somebody else's now.
     pub peers: BTreeSet<IpAddr>,
+    /// The numbers that are another rule's now, or nobody's.
+    pub rules: BTreeSet<RuleNumber>,
+    /// The pod prefixes of all clusters are others.
+    pub prefixes: bool,
+}
+
+impl Moved {
+    /// What a data path is to be told of what tables refer to; the tables themselves go with their endpoints.
+    pub fn deltas(&self, book: &Rulebook) -> Vec<Delta> {
+        let prefixes = self.prefixes.then(|| Delta::PodPrefixes(book.peers.clusters.clone()));
+        let addresses = self.peers.iter().map(|address| book.identity_of(*address));
+        let rules = self.rules.iter().map(|number| book.rule(*number));
+        let stages = self.stages.iter().chain(&self.stages_gone).map(|id| book.stage(*id));
+        prefixes.into_iter().chain(addresses).chain(rules).chain(stages).collect()
+    }
 }
 
 /// Compiles what one node knows for the endpoints that it has.
@@ -55,13 +69,14 @@ pub struct Compiler {
     book: Rulebook,
     /// The identities that endpoints of this node have.
     subjects: BTreeMap<Identity, Subject>,
-    endpoints: BTreeMap<WorkloadId, Tables>,
+    /// What the tables of new endpoints begin with.
+    epoch: u32,
 }
 
 /// The endpoints of one identity: the same holds for all of them.
 #[derive(Debug, Default)]
 struct Subject {
-    endpoints: BTreeSet<WorkloadId>,
+    endpoints: BTreeMap<Arc<WorkloadId>, Tables>,
     stages: [Vec<StageId>; 2],
 }
 
@@ -75,11 +90,13 @@ struct Touched {
     nodes: bool,
     /// Something that every verdict depends on.
     ground: bool,
+    prefixes: bool,
 }
 
 impl Compiler {
-    /// The compiler of a node that knows nothing yet.
-    pub fn new(node: NodeId) -> Self {
+    /// The compiler of a node that knows nothing yet. Epochs begin at `epoch`: where data paths outlive a compiler, at none that
+    /// an earlier one has come to.
+    pub fn new(node: NodeId, epoch: u32) -> Self {
         Self {
             world: World::new(node),
             population: Population::default(),
@@ -89,7 +106,7 @@ impl Compiler {
             stages: Stages::default(),
             book: Rulebook::default(),
             subjects: BTreeMap::new(),
-            endpoints: BTreeMap::new(),
+            epoch,
         }
     }
 
@@ -104,8 +121,18 @@ impl Compiler {
     }
 
     /// The endpoints of this node and their tables.
-    pub fn endpoints(&self) -> &BTreeMap<WorkloadId, Tables> {
-        &self.endpoints
+    pub fn endpoints(&self) -> impl Iterator<Item = (&WorkloadId, &Tables)> {
+        self.subjects.values().flat_map(|subject| &subject.endpoints).map(|(id, tables)| (&**id, tables))
+    }
+
+    /// The tables of an endpoint of this node.
+    pub fn tables(&self, endpoint: &WorkloadId) -> Option<&Tables> {
+        self.subjects.get(&self.identity(endpoint)?)?.endpoints.get(endpoint)
+    }
+
+    /// What an endpoint, a pod or an attachment is, as far as it is there.
+    pub fn identity(&self, id: &WorkloadId) -> Option<Identity> {
+        self.population.identity(id)
     }
 
     /// The labels behind an identity.
@@ -121,9 +148,8 @@ impl Compiler {
         peer: IpAddr,
         traffic: Traffic,
     ) -> Option<Decision> {
-        let table = self.endpoints.get(endpoint)?.of(direction);
-        let own: Vec<_> = self.world.workloads.get(endpoint)?.addresses.iter().copied().collect();
-        Some(self.book.decide(table, &own, peer, traffic))
+        let table = self.tables(endpoint)?.of(direction);
+        Some(self.book.decide((direction, table), peer, traffic))
     }
 
     /// Takes up changes, all at once: nothing in between is ever compiled.
@@ -133,8 +159,9 @@ impl Compiler {
             self.take(change, &mut touched);
         }
         let mut moved = Moved::default();
-        let Turnover { addresses, born, dead, changes, endpoints } =
+        let Turnover { addresses, born, relabelled, dead, endpoints } =
             self.population.identify(&self.world, &touched.workloads, &touched.namespaces);
+        let mut changes = BTreeSet::new();
         for address in &addresses {
             let identity = self.population.whose(*address, &self.world.node);
             let known = &mut self.book.peers.addresses;
@@ -145,10 +172,17 @@ impl Compiler {
             }
             if before != identity {
                 moved.peers.insert(*address);
+                // Nobody has flows from an address that was unknown.
+                let was_unknown = || self.world.clusters.iter().any(|prefix| prefix.contains(*address));
+                if before.is_some() || !was_unknown() {
+                    changes.insert((before, identity));
+                }
             }
         }
-        let mut unlike = self.turn_over(&born, &dead, &changes, &mut moved.stages);
-        let peers = !moved.peers.is_empty() || !changes.is_empty() || !born.is_empty() || !dead.is_empty();
+        let (mut unlike, mut dirty) = self.relabel(&relabelled);
+        moved.stages.extend(&unlike);
+        unlike.extend(self.turn_over(&born, &dead, &changes, &mut moved.stages));
+        let peers = !moved.peers.is_empty() || !born.is_empty() || !dead.is_empty() || !dirty.is_empty();
         if peers || touched.nodes {
             let stages = &mut self.stages;
             let renewed = stages.renew(
@@ -159,14 +193,19 @@ impl Compiler {
             moved.stages.extend(&renewed);
             unlike.extend(renewed);
         }
-        let mut dirty = self.replace_policies(touched.policies);
+        dirty.extend(self.replace_policies(touched.policies));
+        let mut arrived = BTreeMap::new();
         for (id, before, now) in endpoints {
+            let id = Arc::new(id);
+            arrived.extend(now.map(|_| (id.clone(), before.is_none())));
             self.resettle(id, before, now, &mut dirty, &mut moved);
         }
         let restaged = self.restage(&dirty, &mut moved.stages);
-        self.move_epochs(&restaged, &unlike, touched.ground, &mut moved);
+        self.move_epochs(&arrived, &restaged, (&unlike, touched.ground), &mut moved);
         moved.stages_gone = self.stages.sweep(&mut self.selectors, &mut self.book);
         moved.stages = mem::take(&mut moved.stages).difference(&moved.stages_gone).copied().collect();
+        moved.rules = self.numbers.moved();
+        moved.prefixes = touched.prefixes;
         moved
     }
 
@@ -209,10 +248,27 @@ impl Compiler {
                     return;
                 }
                 touched.ground = true;
+                touched.prefixes = true;
                 self.book.peers.clusters.clone_from(prefixes);
             }
         }
         self.world.apply(change);
+    }
+
+    /// Gives identities that go on under other labels what these have; the stages that judge them otherwise than before, and those
+    /// of them that selectors can tell.
+    fn relabel(
+        &mut self,
+        relabelled: &BTreeMap<Identity, Arc<LabelSet>>,
+    ) -> (BTreeSet<StageId>, BTreeSet<Identity>) {
+        let mut told_apart = BTreeMap::new();
+        for (identity, before) in relabelled {
+            let Some(labels) = self.population.identities().shared_labels(*identity) else { continue };
+            let chosen = self.selectors.relabel(*identity, before, &labels, self.world.cluster());
+            told_apart.extend(chosen.map(|chosen| (*identity, chosen)));
+        }
+        let unlike = self.stages.put(&told_apart, &mut self.book);
+        (unlike, told_apart.into_keys().collect())
     }
 
     /// Puts new identities into the stages that speak of them and takes out those that have gone; the stages that judge a peer
@@ -224,11 +280,12 @@ impl Compiler {
         changes: &BTreeSet<(Option<Identity>, Option<Identity>)>,
         touched: &mut BTreeSet<StageId>,
     ) -> BTreeSet<StageId> {
+        let mut admitted = BTreeMap::new();
         for identity in born {
             let Some(labels) = self.population.identities().shared_labels(*identity) else { continue };
-            let stages = self.selectors.admit(*identity, &labels, self.world.cluster());
-            touched.extend(self.stages.admit(*identity, &stages, &self.selectors, &mut self.book));
+            admitted.insert(*identity, self.selectors.admit(*identity, &labels, self.world.cluster()));
         }
+        touched.extend(self.stages.put(&admitted, &mut self.book));
         let mut unlike = BTreeSet::new();
         for (before, now) in changes {
             let labels = |identity: &Identity| {
@@ -249,7 +306,7 @@ impl Compiler {
         for (identity, labels) in dead {
             for id in self.selectors.stages_of(labels, self.world.cluster()) {
                 if let Some(stage) = self.book.stages.get_mut(&id)
-                    && stage.forget(*identity)
+                    && Arc::make_mut(stage).forget(*identity)
                 {
                     touched.insert(id);
                 }
@@ -278,33 +335,36 @@ impl Compiler {
     /// Gives an endpoint of this node its place among those of its identity.
     fn resettle(
         &mut self,
-        id: WorkloadId,
+        id: Arc<WorkloadId>,
         before: Option<Identity>,
         now: Option<Identity>,
         dirty: &mut BTreeSet<Identity>,
         moved: &mut Moved,
     ) {
-        if let Some(subject) = before.and_then(|identity| self.subjects.get_mut(&identity)) {
-            subject.endpoints.remove(&id);
+        let mut tables = None;
+        if let Some(identity) = before
+            && let Some(subject) = self.subjects.get_mut(&identity)
+        {
+            tables = subject.endpoints.remove(&id);
+            if subject.endpoints.is_empty() {
+                dirty.insert(identity);
+            }
         }
-        dirty.extend(before.into_iter().chain(now));
         match now {
             Some(identity) => {
-                self.subjects.entry(identity).or_default().endpoints.insert(id.clone());
-                if let Entry::Vacant(vacant) = self.endpoints.entry(id.clone()) {
-                    vacant.insert(Tables::default());
-                    moved.tables.extend(Direction::BOTH.map(|direction| (id.clone(), direction)));
+                let subject = self.subjects.entry(identity).or_default();
+                if subject.endpoints.is_empty() {
+                    dirty.insert(identity);
                 }
+                let table = || Table { stages: Vec::new(), epoch: self.epoch };
+                let tables = tables.unwrap_or_else(|| Tables { ingress: table(), egress: table() });
+                subject.endpoints.insert(id, tables);
             }
-            None => {
-                self.endpoints.remove(&id);
-                moved.endpoints_gone.insert(id);
-            }
+            None => drop(moved.endpoints_gone.insert(Arc::unwrap_or_clone(id))),
         }
     }
 
-    /// Works out anew which stages some identities' endpoints have; those identities whose stages are others now, or whose
-    /// endpoints are.
+    /// Works out anew which stages some identities' endpoints have; those identities whose stages are others now.
     fn restage(&mut self, dirty: &BTreeSet<Identity>, made: &mut BTreeSet<StageId>) -> BTreeSet<Identity> {
         let mut restaged = BTreeSet::new();
         for identity in dirty {
@@ -329,8 +389,10 @@ impl Compiler {
             for id in now.iter().flatten() {
                 self.stages.set_user(*id, *identity, true);
             }
-            subject.stages = now;
-            restaged.insert(*identity);
+            if subject.stages != now {
+                subject.stages = now;
+                restaged.insert(*identity);
+            }
             if subject.endpoints.is_empty() {
                 self.subjects.remove(identity);
             }
@@ -338,38 +400,53 @@ impl Compiler {
         restaged
     }
 
-    /// Moves the epochs of the tables that judge otherwise than before.
+    /// Moves the epochs of the tables that judge otherwise than before. Of those that have arrived it is known whether they are new.
     fn move_epochs(
         &mut self,
+        arrived: &BTreeMap<Arc<WorkloadId>, bool>,
         restaged: &BTreeSet<Identity>,
-        unlike: &BTreeSet<StageId>,
-        ground: bool,
+        (unlike, ground): (&BTreeSet<StageId>, bool),
         moved: &mut Moved,
     ) {
-        let mut concerned = restaged.clone();
-        concerned.extend(unlike.iter().flat_map(|id| self.stages.users(*id)));
+        let mut identities = restaged.clone();
+        identities.extend(unlike.iter().flat_map(|id| self.stages.users(*id)));
         if ground {
-            concerned.extend(self.subjects.keys());
+            identities.extend(self.subjects.keys());
         }
-        for identity in concerned {
-            let Some(subject) = self.subjects.get(&identity) else { continue };
-            for id in &subject.endpoints {
-                let Some(tables) = self.endpoints.get_mut(id) else { continue };
+        for (id, new) in arrived {
+            let subject = self.population.identity(id).and_then(|identity| self.subjects.get_mut(&identity));
+            let Some(Subject { endpoints, stages }) = subject else { continue };
+            let Some(tables) = endpoints.get_mut(id) else { continue };
+            for direction in Direction::BOTH {
+                let table = tables.of_mut(direction);
+                if turn(table, &stages[direction as usize], unlike, ground) || *new {
+                    moved.tables.push((id.clone(), direction));
+                }
+            }
+        }
+        for identity in identities {
+            let Some(Subject { endpoints, stages }) = self.subjects.get_mut(&identity) else { continue };
+            for (id, tables) in endpoints.iter_mut().filter(|(id, _)| !arrived.contains_key(*id)) {
                 for direction in Direction::BOTH {
-                    let stages = &subject.stages[direction as usize];
-                    let table = tables.of_mut(direction);
-                    let judges_otherwise = table.stages != *stages
-                        || stages.iter().any(|stage| unlike.contains(stage))
-                        || ground && !stages.is_empty();
-                    if judges_otherwise {
-                        table.stages.clone_from(stages);
-                        table.epoch = table.epoch.wrapping_add(1);
-                        moved.tables.insert((id.clone(), direction));
+                    if turn(tables.of_mut(direction), &stages[direction as usize], unlike, ground) {
+                        moved.tables.push((id.clone(), direction));
                     }
                 }
             }
         }
     }
+}
+
+/// Gives a table its stages, and another epoch if it judges otherwise than before; whether it does.
+fn turn(table: &mut Table, stages: &[StageId], unlike: &BTreeSet<StageId>, ground: bool) -> bool {
+    let judges_otherwise = table.stages != stages
+        || stages.iter().any(|stage| unlike.contains(stage))
+        || ground && !stages.is_empty();
+    if judges_otherwise {
+        stages.clone_into(&mut table.stages);
+        table.epoch = table.epoch.wrapping_add(1);
+    }
+    judges_otherwise
 }
 
 fn shop<'a>(

@@ -20,7 +20,7 @@ impl Engine {
     fn new() -> Self {
         let cluster = "lyon".parse().unwrap();
         let node = NodeId { cluster, name: "east".parse().unwrap() };
-        let mut compiler = Compiler::new(node.clone());
+        let mut compiler = Compiler::new(node.clone(), 0);
         let addresses = ["192.0.2.1".parse().unwrap()].into();
         compiler.apply([
             Change::Node(node, Some(NodeFacts { addresses, ..NodeFacts::default() })),

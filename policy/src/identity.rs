@@ -135,6 +135,24 @@ impl Identities {
         }
     }
 
+    /// How many use a number.
+    pub fn uses(&self, identity: Identity) -> usize {
+        self.uses.get(&identity).map_or(0, |uses| uses.count)
+    }
+
+    /// Gives a number that is in use another set of labels, which has none: its users are known by these from now on. Returns
+    /// those that it had.
+    pub fn relabel(&mut self, identity: Identity, labels: LabelSet) -> Option<Arc<LabelSet>> {
+        if self.numbers.contains_key(&labels) {
+            return None;
+        }
+        let labels = Arc::new(labels);
+        let before = std::mem::replace(&mut self.uses.get_mut(&identity)?.labels, labels.clone());
+        self.numbers.remove(&before);
+        self.numbers.insert(labels, identity);
+        Some(before)
+    }
+
     /// The number of a set of labels that is in use.
     pub fn number(&self, labels: &LabelSet) -> Option<Identity> {
         self.numbers.get(labels).copied()

@@ -15,6 +15,9 @@ use thiserror::Error;
 
 use crate::policy::{Policy, PolicyKey, PolicyKind};
 
+/// The annotation that asks for an audit.
+const AUDIT: &str = "causeway.dev/audit";
+
 /// The most rules of one direction that a NetworkPolicy may have: their places are 16 bits.
 pub const MOST_RULES: usize = u16::MAX as usize;
 
@@ -142,6 +145,8 @@ impl fmt::Display for Report {
 pub struct Read {
     /// As much of it as holds; `None` with [`Effect::None`].
     pub policy: Option<Policy>,
+    /// It is to be recorded and not enforced (annotation `causeway.dev/audit`).
+    pub audit: bool,
     /// What is to be told of it.
     pub report: Report,
 }
@@ -192,7 +197,18 @@ pub fn read(document: &Value) -> Result<Read, NoPolicy> {
             (None, Effect::None)
         }
     };
-    Ok(Read { policy, report: Report { policy: key, effect, problems: problems.0 } })
+    let audit = match metadata.get("annotations").and_then(|all| all.get(AUDIT)) {
+        None => false,
+        Some(Value::String(text)) if text == "true" => true,
+        Some(Value::String(text)) if text == "false" => false,
+        // Who wrote something else may have meant to enforce it.
+        Some(other) => {
+            let value = other.as_str().map_or_else(|| other.to_string(), str::to_owned);
+            problems.add(format!("metadata.annotations[{AUDIT}]"), Wrong::Unknown { what: "value", value });
+            false
+        }
+    };
+    Ok(Read { policy, audit, report: Report { policy: key, effect, problems: problems.0 } })
 }
 
 /// What was found wrong so far.

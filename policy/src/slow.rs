@@ -16,8 +16,6 @@ use crate::world::{WorkloadId, World};
 pub enum Reason {
     /// No policy had anything to say.
     Default,
-    /// It is the endpoint's own address.
-    Own,
     /// It is the endpoint's own node.
     Host,
     /// Nobody is known who has this address, and it is one of a known cluster.
@@ -31,9 +29,8 @@ impl Reason {
     pub fn is(&self, number: RuleNumber, rules: &BTreeMap<RuleNumber, RuleId>) -> bool {
         match self {
             Self::Default => number == RuleNumber::DEFAULT,
-            Self::Own => number == RuleNumber::SELF,
             Self::Host => number == RuleNumber::HOST,
-            Self::Unknown => number == RuleNumber::UNKNOWN,
+            Self::Unknown => Direction::BOTH.map(RuleNumber::unknown).contains(&number),
             Self::Rule(id) => rules.get(&number) == Some(id),
         }
     }
@@ -51,9 +48,6 @@ pub fn judge(
         world.workloads.get(endpoint).filter(|workload| workload.local && workload.is_present())?;
     let wanted = world.wanted_labels();
     let own = world.label_set(endpoint, workload, &wanted);
-    if workload.addresses.contains(&peer) {
-        return Some((Verdict::Allow, Reason::Own));
-    }
     let other = whose(world, peer, &wanted);
     if matches!(other, Whose::Host) {
         return Some((Verdict::Allow, Reason::Host));

@@ -11,6 +11,7 @@ pub(super) struct Numbers {
     free: BTreeSet<u32>,
     /// How many were ever given.
     given: u32,
+    moved: BTreeSet<RuleNumber>,
 }
 
 impl Numbers {
@@ -27,7 +28,13 @@ impl Numbers {
         let number = RuleNumber(number);
         self.used.insert(id.clone(), (number, 1));
         names.insert(number, id.clone());
+        self.moved.insert(number);
         number
+    }
+
+    /// The numbers given and freed since the last call.
+    pub(super) fn moved(&mut self) -> BTreeSet<RuleNumber> {
+        std::mem::take(&mut self.moved)
     }
 
     /// Ends one use of a rule's number.
@@ -38,6 +45,7 @@ impl Numbers {
         if *uses == 0 {
             self.used.remove(id);
             names.remove(&number);
+            self.moved.insert(number);
             self.free.insert(number.0);
         }
     }

@@ -40,11 +40,10 @@ pub(super) struct Turnover {
     pub addresses: BTreeSet<IpAddr>,
     /// The identities that nobody had before.
     pub born: BTreeSet<Identity>,
+    /// The identities that all who had them have still, under other labels: those that they had before.
+    pub relabelled: BTreeMap<Identity, Arc<LabelSet>>,
     /// The identities that nobody has any more.
     pub dead: BTreeMap<Identity, Arc<LabelSet>>,
-    /// What whoever has an address was and what they are, where established flows may know of it: nobody has flows from an
-    /// address that was unknown.
-    pub changes: BTreeSet<(Option<Identity>, Option<Identity>)>,
     /// The endpoints of this node that are new, gone or somebody else, with the identities they had and have.
     pub endpoints: Vec<(WorkloadId, Option<Identity>, Option<Identity>)>,
 }
@@ -53,6 +52,11 @@ impl Population {
     /// Sets of labels and their numbers.
     pub(super) fn identities(&self) -> &Identities {
         &self.identities
+    }
+
+    /// What a workload that is there is.
+    pub(super) fn identity(&self, id: &WorkloadId) -> Option<Identity> {
+        self.held.get(id).map(|held| held.identity)
     }
 
     /// A node has other addresses than before.
@@ -118,11 +122,18 @@ impl Population {
         if everybody {
             concerned.extend(world.workloads.keys().cloned());
         }
+        let present = |id: &WorkloadId| world.workloads.get(id).filter(|workload| workload.is_present());
+        let labelled = |id: WorkloadId| {
+            let workload = present(&id);
+            let now = workload.map(|workload| (workload, world.label_set(&id, workload, &wanted)));
+            (id, now)
+        };
+        let all: Vec<_> = concerned.into_iter().map(labelled).collect();
+        turnover.relabelled =
+            self.relabel(all.iter().map(|(id, now)| (id, now.as_ref().map(|(_, labels)| labels))));
         let mut released = Vec::new();
-        for id in concerned {
-            let workload = world.workloads.get(&id).filter(|workload| workload.is_present());
-            let now = workload.map(|workload| {
-                let labels = world.label_set(&id, workload, &wanted);
+        for (id, now) in all {
+            let now = now.map(|(workload, labels)| {
                 let is_new = self.identities.number(&labels).is_none();
                 let identity = self.identities.intern(labels);
                 if is_new {
@@ -133,7 +144,7 @@ impl Population {
             let before = self.held.remove(&id);
             released.extend(before.as_ref().map(|held| held.identity));
             if before != now {
-                self.note(world, &id, before.as_ref(), now.as_ref(), &mut turnover);
+                self.note(&id, before.as_ref(), now.as_ref(), &mut turnover);
             }
             if let Some(now) = now {
                 self.held.insert(id, now);
@@ -150,14 +161,32 @@ impl Population {
         turnover
     }
 
-    fn note(
+    /// Lets identities go on whose every owner has the same other labels now, that nobody has.
+    fn relabel<'a>(
         &mut self,
-        world: &World,
-        id: &WorkloadId,
-        before: Option<&Held>,
-        now: Option<&Held>,
-        turnover: &mut Turnover,
-    ) {
+        all: impl Iterator<Item = (&'a WorkloadId, Option<&'a LabelSet>)>,
+    ) -> BTreeMap<Identity, Arc<LabelSet>> {
+        // Of how many, and what they are if they are one.
+        let mut now: BTreeMap<Identity, (usize, Option<&LabelSet>)> = BTreeMap::new();
+        for (id, labels) in all {
+            let Some(held) = self.held.get(id) else { continue };
+            let (count, one) = now.entry(held.identity).or_insert((0, labels));
+            *count += 1;
+            *one = one.filter(|one| labels == Some(one));
+        }
+        let mut relabelled = BTreeMap::new();
+        for (identity, (count, labels)) in now {
+            let (Some(now), Some(before)) = (labels, self.identities.labels(identity)) else { continue };
+            // By their ports stages are told apart.
+            if count == self.identities.uses(identity) && before.ports() == now.ports() {
+                let before = self.identities.relabel(identity, now.clone());
+                relabelled.extend(before.map(|before| (identity, before)));
+            }
+        }
+        relabelled
+    }
+
+    fn note(&mut self, id: &WorkloadId, before: Option<&Held>, now: Option<&Held>, turnover: &mut Turnover) {
         if let Some(held) = before {
             for address in &held.addresses {
                 if let Some(claims) = self.claims.get_mut(address)
@@ -177,20 +206,7 @@ impl Population {
                 turnover.addresses.insert(*address);
             }
         }
-        let identity = |held: Option<&Held>| held.map(|held| held.identity);
         let local = |held: Option<&Held>| held.filter(|held| held.local).map(|held| held.identity);
-        let addresses = |held: Option<&Held>| held.map(|held| held.addresses.clone()).unwrap_or_default();
-        let (had, has) = (addresses(before), addresses(now));
-        let was_unknown = |address: &IpAddr| world.clusters.iter().any(|prefix| prefix.contains(*address));
-        if had.intersection(&has).next().is_some() {
-            turnover.changes.insert((identity(before), identity(now)));
-        }
-        if had.difference(&has).next().is_some() {
-            turnover.changes.insert((identity(before), None));
-        }
-        if has.difference(&had).any(|address| !was_unknown(address)) {
-            turnover.changes.insert((None, identity(now)));
-        }
         if local(before) != local(now) {
             turnover.endpoints.push((id.clone(), local(before), local(now)));
         }

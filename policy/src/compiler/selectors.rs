@@ -24,6 +24,15 @@ struct Slot {
     stages: BTreeSet<StageId>,
 }
 
+/// Who chooses an identity.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    /// The selectors, sorted.
+    pub by: Vec<SelectorId>,
+    /// The stages whose rows depend on those of them that did not choose it before, or do no more.
+    pub stages: BTreeSet<StageId>,
+}
+
 /// Every selector in use, and whom it chooses.
 #[derive(Debug, Default)]
 pub(super) struct Selectors {
@@ -90,23 +99,42 @@ impl Selectors {
         self.population.0.values().flat_map(|identities| identities.keys().copied())
     }
 
-    /// Takes in a new identity; the stages whose rows depend on it.
-    pub(super) fn admit(
-        &mut self,
-        identity: Identity,
-        labels: &Arc<LabelSet>,
-        own: &ClusterName,
-    ) -> BTreeSet<StageId> {
+    /// Takes in a new identity.
+    pub(super) fn admit(&mut self, identity: Identity, labels: &Arc<LabelSet>, own: &ClusterName) -> Chosen {
         self.population.0.entry(namespace(labels)).or_default().insert(identity, labels.clone());
-        let mut stages = BTreeSet::new();
-        for id in self.choosing(labels, own) {
-            let Some(slot) = self.slots.get_mut(&id) else { continue };
+        let mut chosen = Chosen { by: self.choosing(labels, own), stages: BTreeSet::new() };
+        chosen.by.sort_unstable();
+        for id in &chosen.by {
+            let Some(slot) = self.slots.get_mut(id) else { continue };
             if let Err(place) = slot.members.binary_search(&identity) {
                 slot.members.insert(place, identity);
-                stages.extend(&slot.stages);
+                chosen.stages.extend(&slot.stages);
             }
         }
-        stages
+        chosen
+    }
+
+    /// An identity has other labels of its namespace; nothing where no selector can tell.
+    pub(super) fn relabel(
+        &mut self,
+        identity: Identity,
+        before: &LabelSet,
+        labels: &Arc<LabelSet>,
+        own: &ClusterName,
+    ) -> Option<Chosen> {
+        self.population.0.entry(namespace(labels)).or_default().insert(identity, labels.clone());
+        let [before, now] = [before, labels]
+            .map(|labels| self.choosing(labels, own).into_iter().collect::<BTreeSet<SelectorId>>());
+        let mut stages = BTreeSet::new();
+        for id in before.symmetric_difference(&now) {
+            let Some(slot) = self.slots.get_mut(id) else { continue };
+            match slot.members.binary_search(&identity) {
+                Ok(place) => drop(slot.members.remove(place)),
+                Err(place) => slot.members.insert(place, identity),
+            }
+            stages.extend(&slot.stages);
+        }
+        (before != now).then(|| Chosen { by: now.into_iter().collect(), stages })
     }
 
     /// The selectors that choose these labels.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use causeway_model::policy::{Class, Direction, Peers, Row, RowVerdicts, Stage, StageRule};
 use causeway_model::{ClusterName, Identity, NodeId, PortProtocol};
@@ -128,12 +129,16 @@ impl Draft {
         }
     }
 
-    /// The row of peers that these atoms speak of, in order.
-    fn row(&mut self, mut atoms: Vec<u32>, stage: &mut Stage) -> Row {
-        // Nothing comes after a rule that takes all traffic.
+    /// Nothing comes after a rule that takes all traffic.
+    fn cut_short(&self, atoms: &mut Vec<u32>) {
         if let Some(last) = atoms.iter().position(|atom| self.atoms[*atom as usize].classes.is_none()) {
             atoms.truncate(last + 1);
         }
+    }
+
+    /// The row of peers that these atoms speak of, in order.
+    fn row(&mut self, mut atoms: Vec<u32>, stage: &mut Stage) -> Row {
+        self.cut_short(&mut atoms);
         if let Some(row) = self.rows.get(&atoms) {
             return *row;
         }
@@ -155,18 +160,50 @@ impl Draft {
         row
     }
 
-    /// Takes in a new identity; whether any rule speaks of it. Not for stages that depend on the ports of peers: these are laid
-    /// out anew.
-    pub(super) fn admit(&mut self, identity: Identity, selectors: &Selectors, stage: &mut Stage) -> bool {
-        let chosen = |atom: &Atom| atom.selectors.iter().any(|id| selectors.chooses(*id, identity));
-        let atoms = (0..).zip(&self.atoms).filter(|(_, atom)| chosen(atom)).map(|(index, _)| index).collect();
-        let row = self.row(atoms, stage);
-        let place = stage.identities.binary_search_by_key(&identity, |(identity, _)| *identity);
-        match place {
-            Err(place) if row != Row::NONE => stage.identities.insert(place, (identity, row)),
-            _ => return false,
+    /// Gives identities the rows of those whom their selectors choose, identities and selectors being sorted; whether any had another
+    /// one. Not for stages that depend on the ports of peers: these are laid out anew.
+    pub(super) fn put(&mut self, identities: &[(Identity, &[SelectorId])], stage: &mut Arc<Stage>) -> bool {
+        let mut new = Vec::new();
+        let (mut changed, mut gone) = (false, false);
+        for (identity, chosen) in identities {
+            let atoms = self.chosen_by(chosen);
+            let place = stage.identities.binary_search_by_key(identity, |(identity, _)| *identity);
+            let before = place.map_or(Row::NONE, |place| stage.identities[place].1);
+            // A data path may hold the stage as it was: it is copied only if it changes.
+            if self.rows.get(&atoms) == Some(&before) {
+                continue;
+            }
+            changed = true;
+            let stage = Arc::make_mut(stage);
+            let row = self.row(atoms, stage);
+            match place {
+                Ok(place) => stage.identities[place].1 = row,
+                Err(_) => new.push((*identity, row)),
+            }
+            gone |= row == Row::NONE;
         }
-        true
+        if gone {
+            Arc::make_mut(stage).identities.retain(|(_, row)| *row != Row::NONE);
+        }
+        if !new.is_empty() {
+            let all = &mut Arc::make_mut(stage).identities;
+            let behind = all.last() < new.first();
+            all.append(&mut new);
+            if !behind {
+                // Two sorted runs are one walk.
+                all.sort_by_key(|(identity, _)| *identity);
+            }
+        }
+        changed
+    }
+
+    /// The atoms of which any selector is one of these.
+    fn chosen_by(&self, selectors: &[SelectorId]) -> Vec<u32> {
+        let speaks = |atom: &Atom| atom.selectors.iter().any(|id| selectors.binary_search(id).is_ok());
+        let atoms = (0..).zip(&self.atoms).filter(|(_, atom)| speaks(atom));
+        let mut atoms = atoms.map(|(index, _)| index).collect();
+        self.cut_short(&mut atoms);
+        atoms
     }
 }
 

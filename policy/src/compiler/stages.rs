@@ -1,12 +1,13 @@
 //! The stages in use, and whose tables they are in.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use causeway_model::policy::{Direction, Rulebook, Stage, StageId};
 use causeway_model::{ClusterName, Identity, NodeId};
 
 use super::lists::{List, ListId, Lists};
-use super::selectors::Selectors;
+use super::selectors::{Chosen, SelectorId, Selectors};
 use super::stage::{Draft, Facts};
 use crate::identity::{Identities, LabelSet};
 use crate::world::{NamedPort, NodeFacts};
@@ -89,7 +90,7 @@ impl Stages {
         for selector in &draft.selectors {
             shop.selectors.bind(*selector, id);
         }
-        shop.book.stages.insert(id, stage);
+        shop.book.stages.insert(id, Arc::new(stage));
         self.by_key.insert(key.clone(), id);
         self.entries.insert(id, Entry { key, draft, users: BTreeSet::new() });
         made.insert(id);
@@ -117,21 +118,25 @@ impl Stages {
         self.entries.iter().filter(|(_, entry)| entry.draft.names_ports_of_peers).map(|(id, _)| *id)
     }
 
-    /// Takes in a new identity where stages depend on it; those that have changed.
-    pub(super) fn admit(
+    /// Puts identities where they belong in the stages that depend on them; those that have changed.
+    pub(super) fn put(
         &mut self,
-        identity: Identity,
-        stages: &BTreeSet<StageId>,
-        selectors: &Selectors,
+        identities: &BTreeMap<Identity, Chosen>,
         book: &mut Rulebook,
     ) -> BTreeSet<StageId> {
+        let mut of_stage: BTreeMap<StageId, Vec<(Identity, &[SelectorId])>> = BTreeMap::new();
+        for (identity, chosen) in identities {
+            for id in &chosen.stages {
+                of_stage.entry(*id).or_default().push((*identity, &chosen.by));
+            }
+        }
         let mut changed = BTreeSet::new();
-        for id in stages {
-            if let (Some(entry), Some(stage)) = (self.entries.get_mut(id), book.stages.get_mut(id))
+        for (id, identities) in of_stage {
+            if let (Some(entry), Some(stage)) = (self.entries.get_mut(&id), book.stages.get_mut(&id))
                 && !entry.draft.names_ports_of_peers
-                && entry.draft.admit(identity, selectors, stage)
+                && entry.draft.put(&identities, stage)
             {
-                changed.insert(*id);
+                changed.insert(id);
             }
         }
         changed
@@ -147,8 +152,8 @@ impl Stages {
             }
             let (draft, stage) = shop.make(&entry.key);
             entry.draft = draft;
-            if shop.book.stages.get(id) != Some(&stage) {
-                shop.book.stages.insert(*id, stage);
+            if shop.book.stages.get(id).is_none_or(|before| **before != stage) {
+                shop.book.stages.insert(*id, Arc::new(stage));
                 changed.insert(*id);
             }
         }
