@@ -12,14 +12,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use causeway_datapath::connection::Connections;
+use causeway_datapath::connection::{Connections, Timeouts};
 use causeway_datapath::{
-    Buffer, Burst, Frame, HEADROOM, Links, NextHop, Pool, Port, Slots, Tally, Tracking, Worker, World,
-    from_pod, from_uplink,
+    Buffer, Burst, Frame, HEADROOM, Links, NextHop, Pool, Port, Slots, Tally, Touched, Tracking, Worker,
+    World, from_pod, from_uplink,
+};
+use causeway_model::service::{
+    Answer, At, Backend, Backends, BackendsId, Frontend, Service, ServicePort, Services,
 };
 use causeway_model::{
-    Endpoint, EndpointKey, Family, GATEWAY_MAC, Identity, MacAddr, Node, NodeId, Overlay, Path, PortKind,
-    Settings, Snapshot, TunnelOwner, UplinkKind,
+    Delta, Endpoint, EndpointKey, Family, GATEWAY_MAC, Identity, MacAddr, NameServer, Node, NodeId, Overlay,
+    Path, PortKind, PortProtocol, Settings, Snapshot, TunnelOwner, UplinkKind,
 };
 use etherparse::PacketBuilder;
 
@@ -78,15 +81,81 @@ fn main() {
             continue;
         }
         for flows in [1024, 65_536] {
-            let mut bench = Bench::new((from, to), family, flows, tracking);
-            bench.run();
-            let mut runs: Vec<(f64, f64)> = (0..RUNS).map(|_| bench.run()).collect();
-            runs.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let (program, around) = runs[RUNS / 2];
-            let spread = format!("{program:.1} ({:.1} … {:.1})", runs[0].0, runs[RUNS - 1].0);
-            println!("{name:<28}{flows:>8}  {spread:>24}  {around:>12.1}");
+            measure(&name, flows, Bench::new((from, to), family, flows, tracking));
         }
     }
+    let served = [
+        ("service to peer IPv4", 2, Family::V4, false),
+        ("service from peer IPv4", 2, Family::V4, true),
+        ("service same node IPv4", 1, Family::V4, false),
+        ("service to peer IPv6", 2, Family::V6, false),
+        ("service from peer IPv6", 2, Family::V6, true),
+    ];
+    for (name, to, family, answers) in served {
+        if wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())) {
+            for flows in [1024, 65_536] {
+                measure(name, flows, Bench::served(to, family, flows, answers));
+            }
+        }
+    }
+    if wanted.is_empty() || wanted.iter().any(|word| "many services".contains(word.as_str())) {
+        many_services();
+    }
+    if wanted.is_empty() || wanted.iter().any(|word| "service begins".contains(word.as_str())) {
+        for backends in [1, 10, 100, 1000] {
+            let name = format!("service begins, {backends} backends");
+            measure(&name, BEGINNINGS, Bench::beginning(backends));
+        }
+    }
+}
+
+/// How long the tables of 10,000 services with 10 backends each take, whole and after a change of one backend.
+fn many_services() {
+    const MANY: u32 = 10_000;
+    let mut snapshot = snapshot();
+    let mut services = services(2, Family::V4);
+    let (service, backends) = (services.frontends.values().next().unwrap().clone(), 0..10_u16);
+    services.frontends.clear();
+    for number in 0..MANY {
+        let address = |n: u16| [10, 70, (n % 60) as u8 + 2, (number % 250) as u8].into();
+        let chosen =
+            backends.clone().map(|n| Backend { address: address(n + number as u16 / 250), port: 8080 });
+        let list = Backends::alike(chosen.collect(), Vec::new());
+        services.backends.insert(BackendsId(number), Arc::new(list));
+        let at = At::Address([10, 96, (number / 250) as u8, (number % 250) as u8].into());
+        let answer = Answer::Backends(BackendsId(number));
+        let service = Service { inside: answer, outside: answer, ..service.clone() };
+        services.frontends.insert(Frontend { at, protocol: PortProtocol::Udp, port: 80 }, service);
+    }
+    snapshot.services = Arc::new(services);
+    let mut slots = Slots::new(256);
+    assert!(slots.take_up(&snapshot).is_empty());
+    let links = Links { host: LINK, source: LINK, next_hop: NextHop::Same(LINK) };
+    let begun = std::time::Instant::now();
+    let world = World::new(&snapshot, &slots, &links).unwrap();
+    let whole = begun.elapsed();
+    let fewer = Backends::alike(vec![Backend { address: [10, 70, 2, 9].into(), port: 1 }], Vec::new());
+    let delta = Delta::Backends(BackendsId(77), Arc::new(fewer));
+    let mut touched = Touched::default();
+    touched.note(&delta);
+    snapshot.apply(delta);
+    let begun = std::time::Instant::now();
+    let after = world.after(&touched, &snapshot, &slots, &links).unwrap();
+    let changed = begun.elapsed();
+    drop((world, after));
+    println!("many services: the whole {whole:?}, one change {changed:?}");
+}
+
+/// Connections that are begun, and ended aside, over and over.
+const BEGINNINGS: usize = 32_768;
+
+fn measure(name: &str, flows: usize, mut bench: Bench) {
+    bench.run();
+    let mut runs: Vec<(f64, f64)> = (0..RUNS).map(|_| bench.run()).collect();
+    runs.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (program, around) = runs[RUNS / 2];
+    let spread = format!("{program:.1} ({:.1} … {:.1})", runs[0].0, runs[RUNS - 1].0);
+    println!("{name:<28}{flows:>8}  {spread:>24}  {around:>12.1}");
 }
 
 /// A table of its own for each case.
@@ -94,7 +163,7 @@ fn connections() -> Tracking {
     const CAPACITY: u32 = 1 << 18;
     let words = (0..Connections::words(CAPACITY)).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
     let connections = Connections::open(words, CAPACITY).unwrap();
-    Tracking { connections }
+    Tracking::new(connections)
 }
 
 struct Bench {
@@ -106,26 +175,114 @@ struct Bench {
     from: Port,
     /// The only ways out that are right.
     egress: BTreeSet<Port>,
+    /// Where every connection is ended after each burst.
+    begins: Option<Connections>,
+    moment: u64,
 }
 
 impl Bench {
     /// Frames from a pod of node `from` to pods of node `to`, as node 1 sees them.
     fn new((from, to): (u8, u8), family: Family, flows: usize, tracking: bool) -> Self {
-        let snapshot = snapshot();
+        let frames = (0..flows).map(|flow| frame(from, to, family, flow)).collect();
+        Self::of(&snapshot(), frames, (from, to), tracking.then(connections))
+    }
+
+    /// The frames of connections with services, each with one backend: pods of node `to`. Or the answers.
+    fn served(to: u8, family: Family, flows: usize, answers: bool) -> Self {
+        let mut snapshot = snapshot();
+        snapshot.services = Arc::new(services(to, family));
+        let ends = |flow| {
+            let client = (address(1, 0, family), 1024 + (flow / 2) as u16);
+            (client, (vip((flow / 7) % SERVICES, family), 80))
+        };
+        let frames: Vec<_> = (0..flows)
+            .map(|flow| {
+                let (client, service) = ends(flow);
+                let packet = udp((client.0, service.0), (client.1, service.1), &[b'x'; 64]);
+                ethernet(GATEWAY_MAC, mac(0), &packet)
+            })
+            .collect();
+        let tracking = connections();
+        let asks = Self::of(&snapshot, frames, (1, to), Some(tracking));
+        if !answers {
+            return asks;
+        }
+        let mut asks = asks;
+        let answers = asks.answers(to);
+        let mut bench = Self::of(&snapshot, answers, (to, 1), Some(tracking));
+        bench.world = asks.world;
+        bench
+    }
+
+    /// The answers of backends to all frames.
+    fn answers(&mut self, to: u8) -> Vec<Vec<u8>> {
+        let slot = 0;
+        let mut answers = Vec::new();
+        for frames in self.frames.chunks_exact(Burst::<Bytes>::SIZE) {
+            for frame in frames {
+                let mut bytes = self.free.pop().unwrap();
+                bytes.0[HEADROOM..HEADROOM + frame.len()].copy_from_slice(frame);
+                assert!(self.burst.push(Frame::new(bytes, HEADROOM, frame.len(), 0).unwrap()).is_ok());
+            }
+            from_pod(&mut self.burst, slot, &self.world, &mut self.worker, 0);
+            for frame in self.burst.drain() {
+                let inner = frame.head()[frame.outer_len()..].to_vec();
+                answers.push(answer(&inner, to));
+                self.free.push(frame.into_buffer());
+            }
+        }
+        answers
+    }
+
+    /// New connections with one service of so many backends.
+    fn beginning(backends: usize) -> Self {
+        let mut snapshot = snapshot();
+        let mut services = services(2, Family::V4);
+        let list = (0..backends).map(|n| Backend {
+            address: [10, 70, 2 + (n / 200) as u8, 10 + (n % 200) as u8].into(),
+            port: 8080,
+        });
+        let list = Backends::alike(list.collect(), Vec::new());
+        services.backends.values_mut().for_each(|one| *one = Arc::new(list.clone()));
+        snapshot.services = Arc::new(services);
+        let frames = (0..BEGINNINGS)
+            .map(|flow| {
+                let to = vip(flow % SERVICES, Family::V4);
+                let packet = udp((address(1, 0, Family::V4), to), (1024 + flow as u16, 80), &[b'x'; 64]);
+                ethernet(GATEWAY_MAC, mac(0), &packet)
+            })
+            .collect();
+        let tracking = connections();
+        let mut bench = Self::of(&snapshot, frames, (1, 2), Some(tracking));
+        bench.begins = Some(tracking.connections);
+        bench
+    }
+
+    fn of(
+        snapshot: &Snapshot,
+        frames: Vec<Vec<u8>>,
+        (from, to): (u8, u8),
+        tracking: Option<Tracking>,
+    ) -> Self {
         let mut slots = Slots::new(256);
-        assert!(slots.take_up(&snapshot).is_empty());
+        assert!(slots.take_up(snapshot).is_empty());
         let links = Links { host: LINK, source: LINK, next_hop: NextHop::Same(LINK) };
-        let world = World::new(&snapshot, &slots, &links).unwrap();
+        let world = World::new(snapshot, &slots, &links).unwrap();
         let worker = Worker::new(Dry, Arc::new(Tally::new(256)));
         let pods = (0..PODS).map(|pod| Port::Endpoint(slots.of(&key(pod)).unwrap()));
         Self {
-            frames: (0..flows).map(|flow| frame(from, to, family, flow)).collect(),
+            frames,
             free: (0..256).map(|_| Bytes(Box::new([0; ROOM]))).collect(),
             burst: Burst::new(),
             world,
-            worker: if tracking { worker.tracking(connections()) } else { worker },
+            worker: match tracking {
+                Some(tracking) => worker.tracking(tracking),
+                None => worker,
+            },
             from: if from == 1 { Port::Endpoint(slots.of(&key(0)).unwrap()) } else { Port::Uplink },
             egress: if to == 1 { pods.collect() } else { BTreeSet::from([Port::Uplink]) },
+            begins: None,
+            moment: 0,
         }
     }
 
@@ -148,7 +305,9 @@ impl Bench {
             }
             let before = now();
             match self.from {
-                Port::Endpoint(slot) => from_pod(&mut self.burst, slot, &self.world, &mut self.worker, 0),
+                Port::Endpoint(slot) => {
+                    from_pod(&mut self.burst, slot, &self.world, &mut self.worker, self.moment);
+                }
                 _ => from_uplink(&mut self.burst, &self.world, &mut self.worker, 0),
             }
             let after = now();
@@ -160,6 +319,13 @@ impl Bench {
             self.free.extend(self.burst.drain().map(Frame::into_buffer));
             around.push(before - start + now() - taken);
             program.push(after - before);
+            if let Some(connections) = &self.begins {
+                // Nobody has them any more when the next burst begins.
+                if index % 256 == 255 {
+                    connections.sweep(0..u32::MAX, u32::MAX / 2 - 1, &Timeouts::default());
+                    connections.settle(connections.ended());
+                }
+            }
         }
         let median = |mut cycles: Vec<u64>| {
             cycles.sort_unstable();
@@ -214,10 +380,62 @@ fn snapshot() -> Snapshot {
         uplink: UplinkKind::default(),
         pod_mtu: 1450,
         connections: Default::default(),
+        host_services: Default::default(),
+        masquerade: None,
+        names: NameServer::default(),
     });
     snapshot.peers.extend((2..=PEERS).map(node).map(|peer| (peer.id.clone(), peer)));
     snapshot.endpoints.extend((0..PODS).map(|pod| (key(pod), endpoint(pod))));
     snapshot
+}
+
+/// Services, each with a frontend and a backend.
+const SERVICES: usize = 1000;
+
+fn vip(service: usize, family: Family) -> IpAddr {
+    match family {
+        Family::V4 => [10, 96, (service / 250) as u8, (service % 250) as u8].into(),
+        Family::V6 => [0xfd96, 0, 0, 0, 0, 0, 0, service as u16].into(),
+    }
+}
+
+fn services(to: u8, family: Family) -> Services {
+    let mut services = Services {
+        prefixes: vec!["10.96.0.0/12".parse().unwrap(), "fd96::/112".parse().unwrap()],
+        ..Services::default()
+    };
+    for number in 0..SERVICES {
+        let id = BackendsId(number as u32);
+        let other = (number % usize::from(PODS - 1)) as u8 + 1;
+        let chosen = vec![Backend { address: address(to, other, family), port: 8080 }];
+        services.backends.insert(id, Arc::new(Backends::alike(chosen, Vec::new())));
+        let at = At::Address(vip(number, family));
+        let answer = Answer::Backends(id);
+        let name = ServicePort {
+            cluster: "lyon".parse().unwrap(),
+            namespace: "bench".into(),
+            name: format!("s{number}"),
+            port: String::new(),
+        };
+        let service = Service { id: name, inside: answer, outside: answer, sources: None, affinity: None };
+        services.frontends.insert(Frontend { at, protocol: PortProtocol::Udp, port: 80 }, service);
+    }
+    services
+}
+
+/// The answer to the packet in a frame that a backend has got, as node 1 sees it.
+fn answer(inner: &[u8], to: u8) -> Vec<u8> {
+    let packet = &inner[14..];
+    let (from, client, ports): (IpAddr, IpAddr, &[u8]) = if packet[0] >> 4 == 4 {
+        let v4 = |at: usize| <[u8; 4]>::try_from(&packet[at..at + 4]).unwrap().into();
+        (v4(16), v4(12), &packet[20..24])
+    } else {
+        let v6 = |at: usize| <[u8; 16]>::try_from(&packet[at..at + 16]).unwrap().into();
+        (v6(24), v6(8), &packet[40..44])
+    };
+    let port = |at: usize| u16::from_be_bytes([ports[at], ports[at + 1]]);
+    let packet = udp((from, client), (port(2), port(0)), &[b'x'; 64]);
+    tunnelled(&packet, (to, 1), port(0).into())
 }
 
 fn endpoint(pod: u8) -> Endpoint {
@@ -236,6 +454,7 @@ fn endpoint(pod: u8) -> Endpoint {
         port_mappings: Vec::new(),
         bandwidth: Default::default(),
         deny_new: false,
+        policy: Default::default(),
     }
 }
 
@@ -251,7 +470,11 @@ fn frame(from: u8, to: u8, family: Family, flow: usize) -> Vec<u8> {
     if from == 1 {
         return ethernet(GATEWAY_MAC, mac(0), &packet);
     }
-    let inner = ethernet(node(to).vtep_mac, node(from).vtep_mac, &packet);
+    tunnelled(&packet, (from, to), flow)
+}
+
+fn tunnelled(packet: &[u8], (from, to): (u8, u8), flow: usize) -> Vec<u8> {
+    let inner = ethernet(node(to).vtep_mac, node(from).vtep_mac, packet);
     let payload = [&[8, 0, 0, 0, 0, 0x10, 0, 0], &inner[..]].concat();
     let ends = (node(from).underlay[0], node(to).underlay[0]);
     let mut outer = udp(ends, (0xc000 | (flow * 7919) as u16, 4789), &payload);

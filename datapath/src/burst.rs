@@ -2,6 +2,9 @@ use causeway_model::DropReason;
 
 use crate::{Buffer, Frame};
 
+/// Frames that a burst takes in at once.
+pub(crate) const SIZE: usize = 32;
+
 /// Where a frame comes from or goes to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Port {
@@ -36,7 +39,7 @@ pub(crate) struct Pieces<B>(Vec<Frame<B>>);
 
 impl<B: Buffer> Burst<B> {
     /// Frames a burst takes in at once.
-    pub const SIZE: usize = 32;
+    pub const SIZE: usize = SIZE;
     /// Frames that may be made of those that are too big; beyond that they are dropped for want of a buffer.
     pub const PIECES: usize = 1024;
 
@@ -78,6 +81,15 @@ impl<B: Buffer> Burst<B> {
     #[inline]
     pub fn drain(&mut self) -> impl Iterator<Item = Frame<B>> + '_ {
         self.frames.drain(..)
+    }
+
+    /// Where all frames go, if that is one port, all are in one segment and nothing is left to do on any. Mostly it is so.
+    #[inline]
+    pub fn plain_way(&self) -> Option<Port> {
+        let egress = self.frames.first()?.egress;
+        let is_plain =
+            |frame: &Frame<B>| frame.egress == egress && frame.offload.is_none() && frame.is_in_one();
+        self.frames.iter().all(is_plain).then_some(egress)
     }
 
     /// Bytes of all frames.

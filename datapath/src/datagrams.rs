@@ -5,15 +5,18 @@
 //! its first fragment waits for it, within bounds of number and time; what overlaps is refused (RFC 5722, RFC 8200 §4.5).
 
 use causeway_model::DropReason;
-use causeway_wire::{Ethernet, IpProtocol, Ipv4, Ipv6, Ipv6Extension, Ipv6Fragment, Tcp};
+use causeway_wire::{Ethernet, IpProtocol, Ipv4, Ipv6, Ipv6Extension, Ipv6Fragment, Tcp, TcpFlags};
 
 use crate::burst::{Kept, Pieces};
-use crate::connection::{End, Moment, Place};
+use crate::connection::{self, End, Moment};
 use crate::entropy::mix;
 use crate::packet::{Family, Front, Ip};
+use crate::policy::Refusal;
 use crate::send::{Hop, send};
+use crate::service::{Detour, stand_at_gateway, stand_at_service, turn_and_send};
 use crate::track::{Tracking, stand};
-use crate::world::World;
+use crate::transport::Transport;
+use crate::world::{Owner, World};
 use crate::{Buffer, Frame, Pool, Port, Tally, Worker};
 
 /// Datagrams that a worker remembers, 1.1 KiB each: in so many sets of so many.
@@ -45,12 +48,36 @@ enum Fate {
     None,
     /// Its first fragment has not come.
     Open,
-    /// Its first fragment passed, as one of this connection if it has one.
-    Passes(Option<(Place, End)>),
+    /// Its first fragment passed, as one of this connection if it has one, and with other ends if that is translated.
+    Passes(Option<Leader>, Option<Detour>),
     /// Its first fragment was refused.
-    Refused(DropReason),
+    Refused(Refusal),
     /// Fragments overlap.
     Spoilt,
+}
+
+/// The connection of a first fragment, as far as later ones matter to it.
+#[derive(Clone, Copy, Debug)]
+struct Leader {
+    connection: (connection::Place, End),
+    /// Of TCP: the sequence number of the datagram's first byte, were that one of data.
+    sequence: Option<u32>,
+}
+
+impl Leader {
+    fn of<B: Buffer>(
+        connection: (connection::Place, End),
+        frame: &Frame<B>,
+        transport: Option<Transport>,
+    ) -> Self {
+        let tcp = transport.filter(|transport| transport.protocol() == IpProtocol::TCP);
+        let header = tcp.and_then(|tcp| Tcp::split(frame.head().get(tcp.offset()..)?).ok());
+        let sequence = header.map(|(tcp, _)| {
+            let fin = u32::from(tcp.flags().contains(TcpFlags::FIN));
+            tcp.sequence().wrapping_sub(tcp.header_len() as u32).wrapping_add(fin)
+        });
+        Self { connection, sequence }
+    }
 }
 
 /// A datagram of which a fragment has come.
@@ -77,6 +104,8 @@ struct Waiting<B> {
     world: u64,
     since: u64,
     hop: Hop,
+    /// Where in its datagram it ends.
+    end: usize,
     frame: Frame<B>,
 }
 
@@ -109,7 +138,31 @@ pub(crate) struct Hands<'a, P: Pool> {
     pub(crate) tally: &'a Tally,
 }
 
+/// Where a fragment's datagram goes, as far as its address tells.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place {
+    /// Where the frame says.
+    Pods,
+    /// To what may be a service: where the first fragment's ports say.
+    Service(Owner),
+    /// To the gateway: back, if it answers a connection of the pod with itself.
+    Gateway,
+}
+
 impl<'a, P: Pool> Hands<'a, P> {
+    /// The same for a while.
+    fn lend(&mut self) -> Hands<'_, P> {
+        let Self { pool, datagrams, pieces, tracking, tally } = self;
+        Hands { pool, datagrams, pieces, tracking: *tracking, tally }
+    }
+
+    /// The same in other registers: what a call is handed lies in memory from then on.
+    #[inline(always)]
+    pub(crate) fn again(self) -> Self {
+        let Self { pool, datagrams, pieces, tracking, tally } = self;
+        Self { pool, datagrams, pieces, tracking, tally }
+    }
+
     /// Those of a worker. Made anew where a function is called: what a call is handed lies in memory from then on.
     #[inline(always)]
     pub(crate) fn of(worker: &'a mut Worker<P>, pieces: &'a mut Pieces<P::Buffer>) -> Self {
@@ -123,7 +176,7 @@ impl Piece {
     fn of<I: Ip>(packet: &[u8], len: usize, front: &Front<I>) -> Result<Self, DropReason> {
         let piece =
             if I::FAMILY == Family::V4 { Self::of_v4(packet, len)? } else { Self::of_v6(packet, len)? };
-        let transport = front.transport.map_or(0, |transport| transport.offset - Ethernet::LEN);
+        let transport = front.transport.map_or(0, |transport| transport.offset() - Ethernet::LEN);
         let tcp = piece.protocol == IpProtocol::TCP;
         // RFC 1858 §4 and RFC 3128: no part of a TCP header comes later, or could be written over by what comes later.
         let tiny = tcp && (piece.at == UNIT || piece.at == 0 && len.saturating_sub(transport) < Tcp::LEN);
@@ -248,19 +301,19 @@ impl<B: Buffer> Datagrams<B> {
             (!known.is_over(now), known.from != from, known.began)
         };
         let at = set.min_by_key(worth).unwrap_or(first);
-        self.give_up(at, DropReason::LoneFragment, tally);
+        self.give_up(at, DropReason::LoneFragment.into(), tally);
         self.known[at] = Datagram { key: *key, from, began: now, fate: Fate::Open, ..Datagram::FREE };
         at
     }
 
     /// Lets fragments wait no longer.
-    fn give_up(&mut self, datagram: usize, reason: DropReason, tally: &Tally) {
+    fn give_up(&mut self, datagram: usize, why: Refusal, tally: &Tally) {
         if self.known[datagram].waiting > 0 {
             let from = self.known[datagram].from;
             self.waiting.retain(|waiting| {
                 let stays = waiting.datagram != datagram;
                 if !stays {
-                    tally.dropped(reason, waiting.frame.len(), whose(from, &waiting.frame));
+                    tally.refused(why, waiting.frame.len(), whose(from, &waiting.frame));
                 }
                 stays
             });
@@ -286,7 +339,7 @@ impl<B: Buffer> Datagrams<B> {
     /// Has a copy of a fragment wait: its buffer belongs to the burst.
     fn wait<P: Pool<Buffer = B>>(
         &mut self,
-        (datagram, hop): (usize, Hop),
+        (datagram, hop, end): (usize, Hop, usize),
         frame: &Frame<B>,
         (world, now): (&World, u64),
         pool: &mut P,
@@ -300,7 +353,7 @@ impl<B: Buffer> Datagrams<B> {
         }
         (copy.egress, copy.peer) = (frame.egress, frame.peer);
         self.known[datagram].waiting += 1;
-        self.waiting.push(Waiting { datagram, world: world.number, since: now, hop, frame: copy });
+        self.waiting.push(Waiting { datagram, world: world.number, since: now, hop, end, frame: copy });
         Ok(Kept::Replaced)
     }
 }
@@ -316,7 +369,7 @@ fn whose<B>(from: Port, frame: &Frame<B>) -> Port {
 pub(crate) fn pass<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
     front: &Front<I>,
-    (from, hop): (Port, Hop),
+    (from, hop, to): (Port, Hop, Place),
     (world, now): (&World, u64),
     mut hands: Hands<'_, P>,
 ) -> Result<Kept, DropReason> {
@@ -334,19 +387,25 @@ pub(crate) fn pass<P: Pool, I: Ip>(
     if let Err(clash) = datagram.take(&piece) {
         if clash == Clash::Overlap {
             datagram.fate = Fate::Spoilt;
-            hands.datagrams.give_up(at, DropReason::BadFragment, hands.tally);
+            hands.datagrams.give_up(at, DropReason::BadFragment.into(), hands.tally);
         }
         return Err(DropReason::BadFragment);
     }
     let kept = if piece.at == 0 {
-        first(frame, front, (at, from, hop), (world, now), &mut hands)
+        first(frame, front, (at, from, hop, to), (world, now), &mut hands)
     } else {
         match datagram.fate {
-            Fate::Passes(connection) => go_along(frame, connection, (hands.tracking, now))
-                .and_then(|()| send(frame, front, (hop, egress), world, hands.pool, hands.pieces)),
-            Fate::Refused(reason) => Err(reason),
+            Fate::Passes(leader, detour) => {
+                go_along(frame, leader, piece.at + piece.len, (hands.tracking, now))
+                    .and_then(|()| follow::<P, I>(frame, (hop, detour), world, hands.pool, hands.pieces))
+            }
+            Fate::Refused(Refusal { reason, rule }) => {
+                frame.denied_by = rule;
+                Err(reason)
+            }
             Fate::None | Fate::Open | Fate::Spoilt => {
-                hands.datagrams.wait((at, hop), frame, (world, now), hands.pool)
+                let end = piece.at + piece.len;
+                hands.datagrams.wait((at, hop, end), frame, (world, now), hands.pool)
             }
         }
     };
@@ -361,29 +420,67 @@ pub(crate) fn pass<P: Pool, I: Ip>(
 fn first<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
     front: &Front<I>,
-    (at, from, hop): (usize, Port, Hop),
+    (at, from, hop, to): (usize, Port, Hop, Place),
     (world, now): (&World, u64),
     hands: &mut Hands<'_, P>,
 ) -> Result<Kept, DropReason> {
-    match stand(frame, front, from, hands.tracking, world, now) {
-        Ok(connection) => {
-            hands.datagrams.known[at].fate = Fate::Passes(connection);
-            let egress = frame.egress;
-            let kept = send(frame, front, (hop, egress), world, hands.pool, hands.pieces);
-            release::<P, I>((at, connection), (world, now), hands);
+    let stood = match (to, from) {
+        (Place::Service(owner), Port::Endpoint(slot)) => {
+            stand_at_service(frame, front, (slot, owner), hands.tracking, world, now)
+        }
+        (Place::Gateway, Port::Endpoint(slot)) => {
+            stand_at_gateway(frame, front, slot, hands.tracking, world, now)
+                .and_then(|stood| stood.ok_or(DropReason::NoRoute))
+        }
+        _ => stand(frame, front, from, hands.tracking, world, now),
+    };
+    match stood {
+        Ok(stood) => {
+            let turn = stood.turn();
+            let leader = stood.connection().map(|connection| Leader::of(connection, frame, front.transport));
+            let detour = match (turn, hands.tracking) {
+                (Some(turn), Some(tracking)) => Detour::of::<_, I>(frame, turn, &tracking.connections),
+                _ => None,
+            };
+            hands.datagrams.known[at].fate = Fate::Passes(leader, detour);
+            let kept = match turn {
+                Some(turn) => turn_and_send::<P, I>(frame, turn, hop, world, hands.lend()),
+                None => {
+                    let egress = frame.egress;
+                    send(frame, front, (hop, egress), world, hands.pool, hands.pieces)
+                }
+            };
+            release::<P, I>((at, leader, detour), (world, now), hands);
             kept
         }
         Err(reason) => {
-            hands.datagrams.known[at].fate = Fate::Refused(reason);
-            hands.datagrams.give_up(at, reason, hands.tally);
+            let why = Refusal { reason, rule: frame.denied_by };
+            hands.datagrams.known[at].fate = Fate::Refused(why);
+            hands.datagrams.give_up(at, why, hands.tally);
             Err(reason)
         }
     }
 }
 
+/// Sends a later fragment the way of its first.
+fn follow<P: Pool, I: Ip>(
+    frame: &mut Frame<P::Buffer>,
+    (hop, detour): (Hop, Option<Detour>),
+    world: &World,
+    pool: &mut P,
+    pieces: &mut Pieces<P::Buffer>,
+) -> Result<Kept, DropReason> {
+    if let Some(detour) = detour {
+        detour.lead::<_, I>(frame)?;
+    }
+    let front = I::front(frame.head().get(Ethernet::LEN..).unwrap_or_default())?;
+    let egress = frame.egress;
+    send(frame, &front, (hop, egress), world, pool, pieces)
+}
+
 /// Sends on what has waited.
 fn release<P: Pool, I: Ip>(
-    (at, connection): (usize, Option<(Place, End)>),
+    (at, leader, detour): (usize, Option<Leader>, Option<Detour>),
     (world, now): (&World, u64),
     hands: &mut Hands<'_, P>,
 ) {
@@ -393,14 +490,12 @@ fn release<P: Pool, I: Ip>(
         let Some(index) = hands.datagrams.waiting.iter().position(|waiting| waiting.datagram == at) else {
             return;
         };
-        let Waiting { world: number, hop, mut frame, .. } = hands.datagrams.waiting.remove(index);
-        let (bytes, port, egress) = (frame.len(), whose(from, &frame), frame.egress);
+        let Waiting { world: number, hop, end, mut frame, .. } = hands.datagrams.waiting.remove(index);
+        let (bytes, port) = (frame.len(), whose(from, &frame));
         // Its way was found among pods and peers that may be others now.
         let sent = if number == world.number {
-            go_along(&frame, connection, (hands.tracking, now)).and_then(|()| {
-                let front = I::front(frame.head().get(Ethernet::LEN..).unwrap_or_default())?;
-                send(&mut frame, &front, (hop, egress), world, hands.pool, hands.pieces)
-            })
+            go_along(&frame, leader, end, (hands.tracking, now))
+                .and_then(|()| follow::<P, I>(&mut frame, (hop, detour), world, hands.pool, hands.pieces))
         } else {
             Err(DropReason::LoneFragment)
         };
@@ -414,12 +509,14 @@ fn release<P: Pool, I: Ip>(
 /// Counts a later fragment into the connection of its first, which must be there still.
 fn go_along<B: Buffer>(
     frame: &Frame<B>,
-    connection: Option<(Place, End)>,
+    leader: Option<Leader>,
+    end: usize,
     (tracking, now): (Option<&Tracking>, u64),
 ) -> Result<(), DropReason> {
-    let (Some(tracking), Some((place, from))) = (tracking, connection) else { return Ok(()) };
+    let (Some(tracking), Some(Leader { connection, sequence })) = (tracking, leader) else { return Ok(()) };
     let bytes = (frame.len() - Ethernet::LEN) as u64;
-    let there = tracking.connections.go_along(place, from, bytes, Moment { nanos: now });
+    let sequence = sequence.map(|sequence| sequence.wrapping_add(end as u32));
+    let there = tracking.connections.go_along(connection, bytes, sequence, Moment { nanos: now });
     if there { Ok(()) } else { Err(DropReason::InvalidConnection) }
 }
 

@@ -15,8 +15,8 @@ pub(crate) fn source_port<I: Ip>(front: &Front<I>) -> u16 {
 #[inline(always)]
 fn transport<I: Ip>(front: &Front<I>) -> [u64; 3] {
     let Some(transport) = front.transport else { return [0; 3] };
-    let protocol = transport.protocol.0.into();
-    let ports = if transport.fragment { [0; 2] } else { transport.ports };
+    let protocol = transport.protocol().0.into();
+    let ports = if transport.fragment() { [0; 2] } else { transport.ports() };
     [ports[0].into(), ports[1].into(), protocol]
 }
 

@@ -1,10 +1,10 @@
-//! ICMP errors. The packet that could not be forwarded becomes the answer in its own buffer, so that an answer never fails for want
+//! ICMP errors, and refusals in the words of the transport. The packet that could not be forwarded becomes the answer in its own buffer, so that an answer never fails for want
 //! of one.
 
 use causeway_model::{DropReason, GATEWAY_MAC};
 use causeway_wire::reply::{
-    ICMPV4_ERROR_LIMIT, ICMPV6_ERROR_LIMIT, Icmpv4Error, Icmpv6Error, icmpv4_error, icmpv4_error_forbidden,
-    icmpv6_error, icmpv6_error_forbidden,
+    ICMPV4_ERROR_LIMIT, ICMPV6_ERROR_LIMIT, Icmpv4Error, Icmpv6Error, NoReply, REFUSAL_LIMIT, icmpv4_error,
+    icmpv4_error_forbidden, icmpv6_error, icmpv6_error_forbidden, sctp_abort, tcp_reset,
 };
 use causeway_wire::{EtherType, Ethernet};
 
@@ -32,6 +32,12 @@ pub(crate) fn tell_sender<B: Buffer>(
         DropReason::NoSuchEndpoint => {
             (Icmpv4Error::HostUnreachable, Icmpv6Error::NoRoute, &mut limits.others)
         }
+        DropReason::ServiceRefused => match refuse(frame, from, world) {
+            Err(NoReply::NotRequest) => {
+                (Icmpv4Error::PortUnreachable, Icmpv6Error::PortUnreachable, &mut limits.others)
+            }
+            answered => return answered.is_ok(),
+        },
         DropReason::HopLimit => (Icmpv4Error::TimeExceeded, Icmpv6Error::TimeExceeded, &mut limits.others),
         _ => return false,
     };
@@ -54,4 +60,19 @@ pub(crate) fn tell_sender<B: Buffer>(
     frame.egress = from;
     let ethernet = Ethernet::new(link, GATEWAY_MAC, ether_type);
     frame.replace(ethernet, &answer[..len]).and_then(|()| dispatch_anew(frame, world)).is_ok()
+}
+
+/// Makes a packet its own refusal, where its transport has one: that is one answer to one packet, no longer than it, and needs no limit.
+fn refuse<B: Buffer>(frame: &mut Frame<B>, from: Port, world: &World) -> Result<(), NoReply> {
+    let (ethernet, packet) = Ethernet::split(frame.head())?;
+    let ether_type = ethernet.ether_type();
+    let mut answer = [0; REFUSAL_LIMIT];
+    let len = match tcp_reset(packet, &mut answer) {
+        Err(NoReply::NotRequest) => sctp_abort(packet, &mut answer),
+        written => written,
+    }?;
+    frame.egress = from;
+    let ethernet = Ethernet::new(GATEWAY_MAC, GATEWAY_MAC, ether_type);
+    let sent = frame.replace(ethernet, &answer[..len]).and_then(|()| dispatch_anew(frame, world));
+    sent.map_err(|_| NoReply::NoRoom)
 }

@@ -1,4 +1,5 @@
 use causeway_model::DropReason;
+use causeway_model::policy::RuleNumber;
 use causeway_wire::Ethernet;
 use causeway_wire::checksum::Sum;
 use zerocopy::IntoBytes;
@@ -45,6 +46,8 @@ pub struct Frame<B> {
     pub(crate) outer: u8,
     /// A stage did not keep it.
     pub(crate) refused: bool,
+    /// The rule that denied it, where one did.
+    pub(crate) denied_by: RuleNumber,
 }
 
 impl<B: Buffer> Frame<B> {
@@ -52,10 +55,29 @@ impl<B: Buffer> Frame<B> {
     /// lie inside of the buffer.
     #[inline]
     pub fn new(buffer: B, start: usize, head: usize, tail: usize) -> Option<Self> {
-        let fits = start.checked_add(head)? <= buffer.head().len() && tail <= buffer.tail().len();
-        let (start, head, tail) = (start.try_into().ok()?, head.try_into().ok()?, tail.try_into().ok()?);
-        let (offload, egress) = (Offload::NONE, Port::Host);
-        fits.then_some(Self { buffer, start, head, tail, offload, egress, peer: 0, outer: 0, refused: false })
+        let fits = tail <= buffer.tail().len();
+        let frame = Self { tail: tail.try_into().ok()?, ..Self::whole(buffer, start, head)? };
+        fits.then_some(frame)
+    }
+
+    /// The same all in the first segment.
+    #[inline]
+    pub fn whole(buffer: B, start: usize, head: usize) -> Option<Self> {
+        let fits = start.checked_add(head)? <= buffer.head().len();
+        let (start, head) = (start.try_into().ok()?, head.try_into().ok()?);
+        let (offload, egress, denied_by) = (Offload::NONE, Port::Host, RuleNumber::DEFAULT);
+        fits.then_some(Self {
+            buffer,
+            start,
+            head,
+            tail: 0,
+            offload,
+            egress,
+            peer: 0,
+            outer: 0,
+            refused: false,
+            denied_by,
+        })
     }
 
     /// An unwritten frame of `len` bytes in a buffer fresh from the pool.
@@ -75,6 +97,12 @@ impl<B: Buffer> Frame<B> {
     #[inline]
     pub fn head_len(&self) -> usize {
         self.head as usize
+    }
+
+    /// Whether all of it is in the first segment.
+    #[inline]
+    pub(crate) fn is_in_one(&self) -> bool {
+        self.tail == 0
     }
 
     /// The room before the frame.

@@ -3,9 +3,10 @@ use causeway_wire::{EtherType, Ethernet, Ipv4, Ipv6, Malformed};
 
 use crate::bandwidth::limit_receivers;
 use crate::burst::Kept;
-use crate::datagrams::{self, Hands};
+use crate::datagrams::{self, Hands, Place};
 use crate::packet::{Family, Front, Ip, common_front, examine, front};
 use crate::send::{Hop, send};
+use crate::service::turn_and_send;
 use crate::track::{approach, track};
 use crate::world::{Owner, World};
 use crate::{Buffer, Burst, Frame, Pool, Port, Worker, gateway};
@@ -16,7 +17,7 @@ pub fn from_host<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker: &
     approach(burst, 0, worker.tracking.as_ref());
     burst.sift(|frame, pieces| {
         let verdict = match common_front(frame.head()) {
-            Some(front) => forward(frame, front, world, now, Hands::of(worker, pieces)),
+            Some(front) => forward(frame, Ok(front), world, now, Hands::of(worker, pieces)),
             None => forward_uncommon(frame, world, now, Hands::of(worker, pieces)),
         };
         worker.keeps(verdict, frame, Port::Host, world, now)
@@ -63,10 +64,13 @@ fn forward<P: Pool, I: Ip>(
     }
     let egress = route(frame, &front, world)?;
     if front.is_fragment() {
-        return datagrams::pass(frame, &front, (Port::Host, Hop::Link), (world, now), hands);
+        let way = (Port::Host, Hop::Link, Place::Pods);
+        return datagrams::pass(frame, &front, way, (world, now), hands);
     }
-    track(frame, &front, Port::Host, hands.tracking, world, now)?;
-    send(frame, &front, (Hop::Link, egress), world, hands.pool, hands.pieces)
+    match track(frame, &front, Port::Host, hands.tracking, world, now)? {
+        None => send(frame, &front, (Hop::Link, egress), world, hands.pool, hands.pieces),
+        Some(turn) => turn_and_send::<P, I>(frame, turn, Hop::Link, world, hands.again()),
+    }
 }
 
 /// Why a frame without an IP packet is dropped.
@@ -94,12 +98,18 @@ fn route<B: Buffer, I: Ip>(
             Port::Uplink
         }
         Some(Owner::Nobody) => return Err(DropReason::NoSuchEndpoint),
-        Some(Owner::KernelPod | Owner::Node | Owner::Gateway) | None => return Err(DropReason::NoRoute),
+        Some(Owner::KernelPod | Owner::Node | Owner::Gateway | Owner::Names | Owner::Service) | None => {
+            return Err(DropReason::NoRoute);
+        }
     };
     let allowed = match I::owners(world).get(front.source) {
         Some(Owner::Node | Owner::KernelPod) => true,
         // Behind the tunnel nobody would believe it.
-        None => matches!(egress, Port::Endpoint(_)) && I::is_routable(front.source),
+        None | Some(Owner::Service) => matches!(egress, Port::Endpoint(_)) && I::is_routable(front.source),
+        // Its answers. Nobody else asks there.
+        Some(Owner::Names) => matches!(egress, Port::Endpoint(_)),
+        // It asked this node for a pod, and the node's stack has led it there. The answer goes back the same way.
+        Some(Owner::PeerNode(_)) => matches!(egress, Port::Endpoint(_)),
         // It would have come by its own port.
         Some(_) => false,
     };

@@ -2,15 +2,16 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use causeway_model::DropReason;
 use causeway_wire::checksum::Sum;
-use causeway_wire::{Ecn, EtherType, Ethernet, IpProtocol, Ipv4, Ipv6, Malformed, Udp, Upper, Vxlan};
+use causeway_wire::{Ecn, Ethernet, IpProtocol, Ipv4, Ipv6, Malformed, Udp, Upper, Vxlan};
 use zerocopy::FromBytes;
 
 use crate::bandwidth::limit_receivers;
 use crate::burst::Kept;
-use crate::datagrams::{self, Hands};
-use crate::outer::OuterV4;
-use crate::packet::{Family, Front, Ip, common_front, examine, front};
+use crate::datagrams::{self, Hands, Place};
+use crate::outer::{Outer, OuterV4};
+use crate::packet::{Common, Family, Front, Ip, examine, front};
 use crate::send::{Hop, send};
+use crate::service::turn_and_send;
 use crate::track::{approach, track};
 use crate::world::{Owner, World};
 use crate::{Buffer, Burst, Checksum, Frame, Pool, Port, Worker, path_mtu};
@@ -19,27 +20,62 @@ use crate::{Buffer, Burst, Checksum, Frame, Pool, Port, Worker, path_mtu};
 /// `now` is nanoseconds of a clock that never goes back.
 pub fn from_uplink<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker: &mut Worker<P>, now: u64) {
     let (mut packets, mut bytes) = (0, 0);
-    approach(burst, world.outer_len(), worker.tracking.as_ref());
+    let own = match world.tunnel_address {
+        IpAddr::V4(own) => Some(own),
+        IpAddr::V6(_) => None,
+    };
+    let mut hashes = approach(burst, world.outer_len(), worker.tracking.as_ref()).into_iter();
     burst.sift(|frame, pieces| {
-        let len = frame.len() as u64;
-        let verdict = match open_tunnel(frame, world) {
-            Ok(ecn) => {
+        let (len, hash) = (frame.len() as u64, hashes.next().unwrap_or_default());
+        let verdict = match unwrap_plain(frame, own, world) {
+            Some((front, ecn)) => {
                 (packets, bytes) = (packets + 1, bytes + len);
-                match common_front(frame.head()) {
-                    Some(front) => deliver(frame, front, ecn, world, now, Hands::of(worker, pieces)),
-                    None => deliver_uncommon(frame, ecn, world, now, Hands::of(worker, pieces)),
+                let front = Front { hash, ..front };
+                pass(frame, front, ecn, world, now, Hands::of(worker, pieces))
+            }
+            None => match open_tunnel(frame, world) {
+                Ok(ecn) => {
+                    (packets, bytes) = (packets + 1, bytes + len);
+                    deliver_other(frame, ecn, world, now, Hands::of(worker, pieces))
                 }
-            }
-            // No tunnel frame; but it may be about one.
-            Err(DropReason::NotForUs) => {
-                path_mtu::hear(frame, world, (worker.tracking.as_ref(), now), &mut worker.limits)
-            }
-            Err(reason) => Err(reason),
+                // No tunnel frame; but it may be about one.
+                Err(DropReason::NotForUs) => {
+                    path_mtu::hear(frame, world, (worker.tracking.as_ref(), now), &mut worker.limits)
+                }
+                Err(reason) => Err(reason),
+            },
         };
         worker.keeps(verdict, frame, Port::Uplink, world, now)
     });
     worker.tally.received(Port::Uplink, packets, bytes);
     limit_receivers(burst, Port::Uplink, world, worker, now);
+}
+
+/// Takes the outer headers off a frame that is of the commonest kind and as it should be: of a peer, from an address that is the peer's,
+/// without checksum and padding, and with nothing left to do. What is wrong with others, [`open_tunnel`] and [`deliver`] find out.
+#[inline(always)]
+fn unwrap_plain<B: Buffer>(
+    frame: &mut Frame<B>,
+    own: Option<Ipv4Addr>,
+    world: &World,
+) -> Option<(Front<Ipv4>, Ecn)> {
+    let (outer, _) = OuterV4::ref_from_prefix(frame.head()).ok()?;
+    let len = frame.len();
+    if !outer.is_plain(len, own?, world.overlay) || !frame.offload.is_none() {
+        return None;
+    }
+    let common = Common::of(frame.head().get(OuterV4::LEN..)?)?;
+    let (front, ecn) = (common.front(), outer.ip.ecn());
+    let peer = world.sender(outer.ip.source().into())?;
+    let is_plain = common.ethernet.destination() == world.vtep_mac
+        && OuterV4::LEN + Ethernet::LEN + front.len == len
+        && Ipv4::owners(world).get_afar(front.source).is_some_and(|owner| owner.is_behind(peer));
+    if !is_plain {
+        return None;
+    }
+    frame.pull(OuterV4::LEN).ok()?;
+    frame.peer = peer;
+    Some((front, ecn))
 }
 
 /// What the outer IP header says.
@@ -56,30 +92,9 @@ struct Envelope {
 }
 
 /// Takes off the outer headers of a tunnel frame for us, notes whose it is, and tells its congestion bits.
-#[inline(always)]
+#[inline(never)]
 fn open_tunnel<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<Ecn, DropReason> {
-    // Compiled for the commonest header, whose length is known, and once more for all others.
-    match (OuterV4::ref_from_prefix(frame.head()), world.tunnel_address) {
-        (Ok((OuterV4 { ethernet, ip, .. }, _)), IpAddr::V4(own))
-            if ip.is_without_options() && ethernet.ether_type() == EtherType::IPV4 =>
-        {
-            let verify = || ip.is_right_without_options();
-            let envelope = envelope_v4(ip, Ipv4::LEN, verify, own, world)?;
-            take_off(frame, envelope, world)
-        }
-        _ => open_uncommon(frame, world),
-    }
-}
-
-#[cold]
-fn open_uncommon<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<Ecn, DropReason> {
     let envelope = envelope(frame.head(), world)?;
-    take_off(frame, envelope, world)
-}
-
-/// Takes off what an envelope is part of.
-#[inline(always)]
-fn take_off<B: Buffer>(frame: &mut Frame<B>, envelope: Envelope, world: &World) -> Result<Ecn, DropReason> {
     if envelope.fragment {
         // Where it was to cannot be told; what a stranger sends in fragments is no tunnel's.
         return Err(if envelope.sender.is_some() { DropReason::OuterFragment } else { DropReason::NotForUs });
@@ -114,35 +129,23 @@ fn take_off<B: Buffer>(frame: &mut Frame<B>, envelope: Envelope, world: &World) 
     Ok(envelope.ecn)
 }
 
-/// What an IPv4 header of so many bytes says, if the packet can be a tunnel's and is for us.
-#[inline(always)]
-fn envelope_v4(
-    ip: &Ipv4,
-    header: usize,
-    verify: impl FnOnce() -> Result<(), Malformed>,
-    own: Ipv4Addr,
-    world: &World,
-) -> Result<Envelope, DropReason> {
-    if ip.destination() != own || ip.protocol() != IpProtocol::UDP {
-        return Err(DropReason::NotForUs);
-    }
-    verify()?;
-    Ok(Envelope {
-        sender: world.sender(ip.source().into()),
-        ecn: ip.ecn(),
-        fragment: ip.is_fragment(),
-        udp: Ethernet::LEN + header,
-        len: Ethernet::LEN + usize::from(ip.total_length()),
-    })
-}
-
 /// Reads the outer IP header, if the packet can be a tunnel's and is for us.
 fn envelope(head: &[u8], world: &World) -> Result<Envelope, DropReason> {
     let packet = head.get(Ethernet::LEN..).ok_or(DropReason::Malformed)?;
     match (Family::of(head), world.tunnel_address) {
         (Some(Family::V4), IpAddr::V4(own)) => {
             let (ip, _) = Ipv4::split_partial(packet)?;
-            envelope_v4(ip, ip.header_len(), || Ipv4::verify(packet), own, world)
+            if ip.destination() != own || ip.protocol() != IpProtocol::UDP {
+                return Err(DropReason::NotForUs);
+            }
+            Ipv4::verify(packet)?;
+            Ok(Envelope {
+                sender: world.sender(ip.source().into()),
+                ecn: ip.ecn(),
+                fragment: ip.is_fragment(),
+                udp: Ethernet::LEN + ip.header_len(),
+                len: Ethernet::LEN + usize::from(ip.total_length()),
+            })
         }
         (Some(Family::V6), IpAddr::V6(own)) => {
             let (ip, payload) = Ipv6::split_partial(packet)?;
@@ -203,12 +206,25 @@ fn deliver<P: Pool, I: Ip>(
     let for_us = ethernet.destination() == world.vtep_mac;
     let front = examine(frame, front)?;
     match I::owners(world).get_afar(front.source) {
-        Some(Owner::Peer(peer) | Owner::PeerNode(peer)) if peer == frame.peer => {}
+        Some(owner) if owner.is_behind(frame.peer) => {}
         _ => return Err(DropReason::ForeignInnerSource),
     }
     if !for_us {
         return Err(DropReason::NotForUs);
     }
+    pass::<P, I>(frame, front, outer, world, now, hands)
+}
+
+/// Sends an inner packet on its way that its sender may send.
+#[inline(always)]
+fn pass<P: Pool, I: Ip>(
+    frame: &mut Frame<P::Buffer>,
+    front: Front<I>,
+    outer: Ecn,
+    world: &World,
+    now: u64,
+    hands: Hands<'_, P>,
+) -> Result<Kept, DropReason> {
     if outer != Ecn::NotEct {
         leave_tunnel(frame, I::FAMILY, outer)?;
     }
@@ -216,14 +232,15 @@ fn deliver<P: Pool, I: Ip>(
         // The commonest way, compiled for itself.
         Some(Owner::Endpoint(to)) if !front.is_fragment() => {
             frame.egress = Port::Endpoint(to);
-            track(frame, &front, Port::Uplink, hands.tracking, world, now)?;
-            send(frame, &front, (Hop::Router, Port::Endpoint(to)), world, hands.pool, hands.pieces)
+            match track(frame, &front, Port::Uplink, hands.tracking, world, now)? {
+                None => {
+                    let way = (Hop::Router, Port::Endpoint(to));
+                    send(frame, &front, way, world, hands.pool, hands.pieces)
+                }
+                Some(turn) => turn_and_send::<P, I>(frame, turn, Hop::Router, world, hands.again()),
+            }
         }
-        owner => {
-            let Hands { pool, datagrams, pieces, tracking, tally } = hands;
-            let hands = Hands { pool, datagrams, pieces, tracking, tally };
-            deliver_elsewhere::<P, I>(frame, owner, world, now, hands)
-        }
+        owner => deliver_elsewhere::<P, I>(frame, owner, world, now, hands.again()),
     }
 }
 
@@ -241,15 +258,18 @@ fn deliver_elsewhere<P: Pool, I: Ip>(
     let egress = route(owner)?;
     frame.egress = egress;
     if front.is_fragment() {
-        return datagrams::pass(frame, &front, (Port::Uplink, Hop::Router), (world, now), hands);
+        let way = (Port::Uplink, Hop::Router, Place::Pods);
+        return datagrams::pass(frame, &front, way, (world, now), hands);
     }
-    track(frame, &front, Port::Uplink, hands.tracking, world, now)?;
-    send(frame, &front, (Hop::Router, egress), world, hands.pool, hands.pieces)
+    match track(frame, &front, Port::Uplink, hands.tracking, world, now)? {
+        None => send(frame, &front, (Hop::Router, egress), world, hands.pool, hands.pieces),
+        Some(turn) => turn_and_send::<P, I>(frame, turn, Hop::Router, world, hands),
+    }
 }
 
-/// The same of what is not of the commonest kind, in a function of its own: the loop has few registers.
+/// The same of what is not plain, in a function of its own: the loop has few registers.
 #[inline(never)]
-fn deliver_uncommon<P: Pool>(
+fn deliver_other<P: Pool>(
     frame: &mut Frame<P::Buffer>,
     outer: Ecn,
     world: &World,
@@ -285,7 +305,9 @@ fn route(owner: Option<Owner>) -> Result<Port, DropReason> {
         Some(Owner::Endpoint(to)) => Ok(Port::Endpoint(to)),
         Some(Owner::KernelPod | Owner::Node) => Ok(Port::Host),
         Some(Owner::Nobody) => Err(DropReason::NoSuchEndpoint),
-        Some(Owner::Peer(_) | Owner::PeerNode(_) | Owner::Gateway) | None => Err(DropReason::NoRoute),
+        Some(Owner::Peer(_) | Owner::PeerNode(_) | Owner::Gateway | Owner::Names | Owner::Service) | None => {
+            Err(DropReason::NoRoute)
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use causeway_wire::{
 };
 
 use crate::burst::Kept;
-use crate::packet::{Family, Ip, Transport};
+use crate::packet::{Family, Ip};
+use crate::transport::Transport;
 use crate::world::Pod;
 use crate::{Buffer, Frame, Port, offload};
 
@@ -54,9 +55,9 @@ pub(crate) fn arp<B: Buffer>(frame: &mut Frame<B>, pod: &Pod, slot: u16) -> Resu
 #[inline]
 pub(crate) fn is_neighbour_talk<B: Buffer>(frame: &Frame<B>, transport: Option<Transport>) -> bool {
     transport.is_some_and(|transport| {
-        transport.protocol == IpProtocol::ICMPV6
-            && !transport.inside
-            && matches!(frame.head().get(transport.offset), Some(130..=137 | 143))
+        transport.protocol() == IpProtocol::ICMPV6
+            && !transport.inside()
+            && matches!(frame.head().get(transport.offset()), Some(130..=137 | 143))
     })
 }
 

@@ -2,7 +2,8 @@ use causeway_model::DropReason;
 use causeway_wire::checksum::{Sum, never_zero};
 use causeway_wire::{IpProtocol, Tcp, Udp};
 
-use crate::packet::{Family, Ip, Transport};
+use crate::packet::{Family, Ip};
+use crate::transport::Transport;
 use crate::{Buffer, Frame};
 
 /// What is known of a packet's transport checksum.
@@ -114,8 +115,8 @@ pub(crate) fn settle<B: Buffer, I: Ip>(
 /// write over what was judged before: addresses and ports.
 fn is_transport_checksum(head: &[u8], transport: Option<Transport>, start: usize, offset: usize) -> bool {
     let Some(transport) = transport else { return false };
-    let behind = start.checked_sub(transport.offset);
-    let is_its_own = match (transport.protocol, behind) {
+    let behind = start.checked_sub(transport.offset());
+    let is_its_own = match (transport.protocol(), behind) {
         (_, None) => false,
         (IpProtocol::TCP, Some(behind)) => behind == 0 && offset == 16,
         (IpProtocol::UDP, Some(0)) => offset == 6,
@@ -124,7 +125,7 @@ fn is_transport_checksum(head: &[u8], transport: Option<Transport>, start: usize
         (IpProtocol::ICMPV4 | IpProtocol::SCTP, _) => false,
         _ => true,
     };
-    is_its_own && !transport.fragment && start + offset + 2 <= head.len()
+    is_its_own && !transport.fragment() && start + offset + 2 <= head.len()
 }
 
 /// Bytes before the payload of a frame that stands for several, if it is what it says it is.
@@ -137,7 +138,7 @@ fn segment_headers<B: Buffer, I: Ip>(
     let transport = transport?;
     let (protocol, field, len) = match gso.kind {
         Segments::Tcp4 | Segments::Tcp6 => {
-            let (tcp, _) = Tcp::split(head.get(transport.offset..)?).ok()?;
+            let (tcp, _) = Tcp::split(head.get(transport.offset()..)?).ok()?;
             (IpProtocol::TCP, 16, tcp.header_len())
         }
         Segments::Udp => (IpProtocol::UDP, 6, Udp::LEN),
@@ -147,10 +148,10 @@ fn segment_headers<B: Buffer, I: Ip>(
         Segments::Tcp6 => I::FAMILY == Family::V6,
         Segments::Udp => true,
     };
-    let partial = Checksum::Partial { start: transport.offset as u16, offset: field };
-    let headers = transport.offset + len;
+    let partial = Checksum::Partial { start: transport.offset() as u16, offset: field };
+    let headers = transport.offset() + len;
     let agrees = is_family
-        && transport.protocol == protocol
+        && transport.protocol() == protocol
         && frame.offload.checksum == partial
         && gso.size > 0
         && headers <= head.len();

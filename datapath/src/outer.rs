@@ -74,6 +74,24 @@ impl OuterV4 {
             inner,
         }
     }
+
+    /// Whether it is as a peer makes it for us around a frame of so many bytes in all: without options, checksum and padding.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self, len: usize, own: Ipv4Addr, overlay: Overlay) -> bool {
+        let word = |vxlan: Vxlan| -> u64 { zerocopy::transmute!(vxlan) };
+        let (ip, udp) = (&self.ip, &self.udp);
+        self.ethernet.ether_type() == EtherType::IPV4
+            && ip.is_without_options()
+            && !ip.is_fragment()
+            && ip.protocol() == IpProtocol::UDP
+            && ip.destination() == own
+            && Ethernet::LEN + usize::from(ip.total_length()) == len
+            && udp.destination() == overlay.port
+            && udp.checksum() == 0
+            && Ethernet::LEN + Ipv4::LEN + usize::from(udp.length()) == len
+            && word(self.vxlan) == word(Vxlan::new(overlay.vni))
+            && ip.is_right_without_options().is_ok()
+    }
 }
 
 impl Outer for OuterV4 {

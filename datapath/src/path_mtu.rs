@@ -1,6 +1,7 @@
 //! Paths that carry less than their first link: learned of what routers say of our tunnel frames, and told to the pods whose packets
 //! those were (RFC 1191, RFC 8201, RFC 2003 §5.1).
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -16,11 +17,11 @@ use causeway_wire::{
 
 use crate::burst::Kept;
 use crate::limit::ErrorLimits;
-use crate::packet::{Family, Ip};
+use crate::packet::{Family, Front, Ip};
 use crate::send::dispatch_anew;
 use crate::track::{Tracking, track};
 use crate::world::{Owner, World};
-use crate::{Buffer, Checksum, Frame, Port, fragment};
+use crate::{Buffer, Checksum, Frame, Port, fragment, service};
 
 /// No path is believed to carry less inside the tunnel: what IPv6 asks of every link (RFC 8200 §5).
 const LEAST: u16 = 1280;
@@ -48,17 +49,26 @@ impl Paths {
         Self { any: Arc::default(), peers }
     }
 
-    /// Goes on with what was learned in an earlier world.
+    /// Goes on with what was learned in an earlier world, and what is still learned there: a router may say a thing but once.
     pub(crate) fn inherit(&mut self, before: &Self) {
         self.any = Arc::clone(&before.any);
-        if !self.any.load(SeqCst) {
-            // What is learned meanwhile will be learned again.
-            return;
-        }
-        let known: std::collections::BTreeMap<_, _> =
-            before.peers.iter().filter_map(|(address, word)| Some(((*address)?, word))).collect();
-        for (address, word) in &mut self.peers {
-            if let Some(same) = address.and_then(|address| known.get(&address)) {
+        let at = |number: usize, address: IpAddr| {
+            before.peers.get(number).filter(|(known, _)| *known == Some(address)).map(|(_, word)| word)
+        };
+        let mut moved = None;
+        for (number, (address, word)) in self.peers.iter_mut().enumerate() {
+            let Some(address) = *address else { continue };
+            // Numbers change only where nodes come and go.
+            let same = at(number, address).or_else(|| {
+                let numbers = moved.get_or_insert_with(|| {
+                    let numbered = before.peers.iter().enumerate();
+                    numbered
+                        .filter_map(|(number, (address, _))| Some(((*address)?, number)))
+                        .collect::<HashMap<_, _>>()
+                });
+                at(*numbers.get(&address)?, address)
+            });
+            if let Some(same) = same {
                 *word = Arc::clone(same);
             }
         }
@@ -72,6 +82,14 @@ impl Paths {
         } else {
             most
         }
+    }
+
+    /// The paths that carry less than their first link, by tunnel address.
+    pub(crate) fn narrow(&self) -> impl Iterator<Item = (IpAddr, u16)> {
+        let learned = |(number, (address, _)): (usize, &(Option<IpAddr>, _))| {
+            Some(((*address)?, self.learned(u16::try_from(number).ok()?)?))
+        };
+        self.peers.iter().enumerate().filter_map(learned)
     }
 
     #[cold]
@@ -147,15 +165,30 @@ pub(crate) fn hear<B: Buffer>(
     };
     frame.replace(Ethernet::new(GATEWAY_MAC, GATEWAY_MAC, ether_type), &answer[..len])?;
     frame.egress = egress;
-    // A pod hears of its own connections only.
     let packet = frame.head().get(Ethernet::LEN..).unwrap_or_default();
     if ether_type == EtherType::IPV4 {
-        track(frame, &Ipv4::front(packet)?, Port::Uplink, tracking, world, now)?;
+        let front = Ipv4::front(packet)?;
+        heard(frame, &front, (tracking, now), world)?;
     } else {
-        track(frame, &Ipv6::front(packet)?, Port::Uplink, tracking, world, now)?;
+        let front = Ipv6::front(packet)?;
+        heard(frame, &front, (tracking, now), world)?;
     }
     dispatch_anew(frame, world)?;
     Ok(Kept::Whole)
+}
+
+/// Lets a pod hear of its connections only, and of services as it knows them.
+fn heard<B: Buffer, I: Ip>(
+    frame: &mut Frame<B>,
+    front: &Front<I>,
+    (tracking, now): (Option<&Tracking>, u64),
+    world: &World,
+) -> Result<(), DropReason> {
+    let turn = track(frame, front, Port::Uplink, tracking, world, now)?;
+    if let (Some(turn), Some(Tracking { connections, .. })) = (turn, tracking) {
+        service::turn(frame, front, turn, connections)?;
+    }
+    Ok(())
 }
 
 /// Reads an error about a tunnel frame that we have sent to a peer.

@@ -41,6 +41,24 @@ pub(crate) fn send<P: Pool, I: Ip>(
     Ok(Kept::Whole)
 }
 
+/// Why a frame would not go on its way even if its connection let it: a router looks at that first, and its sender is told.
+#[cold]
+pub(crate) fn impassable<B: Buffer>(frame: &Frame<B>, from: Port, world: &World) -> Option<DropReason> {
+    let packet = frame.head().get(Ethernet::LEN..)?;
+    let (hop_limit, is_fragment) = match Family::of(frame.head())? {
+        Family::V4 => Ipv4::front(packet).map(|front| (front.hop_limit, front.is_fragment())),
+        Family::V6 => Ipv6::front(packet).map(|front| (front.hop_limit, front.is_fragment())),
+    }
+    .ok()?;
+    let is_router = from != Port::Host && frame.egress != Port::Host;
+    if is_router && hop_limit <= 1 {
+        return Some(DropReason::HopLimit);
+    }
+    // Fragments go together or not at all.
+    let is_long = !is_fragment && packet_len(frame) > mtu((frame.egress, frame.peer), world);
+    (is_long && !fragment::is_allowed(frame.head())).then_some(DropReason::TooBig)
+}
+
 /// The longest packet that goes out by a port, by the uplink to a peer.
 #[inline(always)]
 pub(crate) fn mtu((egress, peer): (Port, u16), world: &World) -> usize {

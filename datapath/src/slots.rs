@@ -39,17 +39,26 @@ impl Slots {
         let is_fast = |key: &EndpointKey| snapshot.endpoints.get(key).is_some_and(|e| e.path == Path::Fast);
         let gone: Vec<_> = self.taken.keys().filter(|key| !is_fast(key)).cloned().collect();
         self.leaving.extend(gone.iter().filter_map(|key| self.taken.remove(key)));
-        let mut without = Vec::new();
-        for key in snapshot.endpoints.keys().filter(|key| is_fast(key)) {
-            if self.taken.contains_key(key) {
-                continue;
-            }
-            match self.free.pop_first() {
-                Some(slot) => drop(self.taken.insert(key.clone(), slot)),
-                None => without.push(key.clone()),
-            }
+        let fast = snapshot.endpoints.keys().filter(|key| is_fast(key));
+        fast.filter(|key| !self.seat(key)).cloned().collect()
+    }
+
+    /// The same for one endpoint; false when no slot was left for it.
+    pub fn follow(&mut self, key: &EndpointKey, snapshot: &Snapshot) -> bool {
+        if snapshot.endpoints.get(key).is_some_and(|endpoint| endpoint.path == Path::Fast) {
+            return self.seat(key);
         }
-        without
+        self.leaving.extend(self.taken.remove(key));
+        true
+    }
+
+    fn seat(&mut self, key: &EndpointKey) -> bool {
+        if self.taken.contains_key(key) {
+            return true;
+        }
+        let Some(slot) = self.free.pop_first() else { return false };
+        self.taken.insert(key.clone(), slot);
+        true
     }
 
     /// Frees the slots of endpoints that are gone, once every worker has taken up the world without them. Returns them, so that

@@ -143,28 +143,24 @@ struct Block<V> {
 impl<K: Address, V: Copy> Prefixes<K, V> {
     /// A table of these prefixes and their lengths; of equal ones the first is taken.
     pub(crate) fn new(entries: &[(K, u8, V)]) -> Self {
-        let of_length = |len| {
-            let mask = K::mask(len);
-            let same = entries.iter().filter(|(_, other, _)| *other == len);
-            let same: Vec<_> = same.map(|(key, _, value)| (key.and(mask), *value)).collect();
-            (!same.is_empty()).then(|| (mask, Table::new(&same)))
-        };
-        let whole = of_length(K::LENGTH).map_or_else(|| Table::new(&[]), |(_, table)| table);
-        let lengths = (0..K::LENGTH).rev().filter_map(of_length).collect();
-        let of_length = |len| entries.iter().filter(move |(_, other, _)| *other == len);
-        let commonest = (0..K::LENGTH).max_by_key(|len| of_length(*len).count()).unwrap_or(0);
+        let mut by_length = BTreeMap::<u8, Vec<(K, V)>>::new();
+        for (key, len, value) in entries {
+            by_length.entry(*len).or_default().push((key.and(K::mask(*len)), *value));
+        }
+        let whole = Table::new(&by_length.remove(&K::LENGTH).unwrap_or_default());
+        let commonest = by_length.iter().max_by_key(|(_, same)| same.len()).map_or(0, |(len, _)| *len);
         let mask = K::mask(commonest);
         let mut deeper = BTreeMap::<K, u64>::new();
         for (key, len, _) in entries.iter().filter(|(_, len, _)| *len > commonest) {
             let bits = if *len == K::LENGTH { key.last_bits() } else { u64::MAX };
             *deeper.entry(key.and(mask)).or_default() |= bits;
         }
-        let block = |&(key, _, value): &(K, u8, V)| {
-            let key = key.and(mask);
+        let block = |&(key, value): &(K, V)| {
             (key, Block { value, deeper: deeper.get(&key).copied().unwrap_or_default() })
         };
-        let blocks: Vec<_> = of_length(commonest).map(block).collect();
-        Self { whole, lengths, blocks: Table::new(&blocks), mask }
+        let blocks: Vec<_> = by_length.get(&commonest).into_iter().flatten().map(block).collect();
+        let lengths = by_length.iter().rev().map(|(len, same)| (K::mask(*len), Table::new(same)));
+        Self { whole, lengths: lengths.collect(), blocks: Table::new(&blocks), mask }
     }
 
     /// The value of the longest prefix that covers `address`; soonest found when a whole address does.

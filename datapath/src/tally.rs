@@ -1,9 +1,12 @@
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use causeway_model::policy::RuleNumber;
 use causeway_model::{Count, DropReason, EndpointCounters};
 
 use crate::Port;
+use crate::policy::Refusal;
 
 /// Packets and bytes with one writer and any number of readers. No read-modify-write instruction is needed for that.
 #[derive(Debug, Default)]
@@ -50,6 +53,24 @@ struct Endpoint {
     drops: Drops,
 }
 
+/// Rules in a chunk of counters, and the most chunks.
+const CHUNK: usize = 1024;
+const CHUNKS: usize = 4096;
+
+/// Counters by rule, in chunks: there can be more of them while their worker counts.
+#[derive(Debug)]
+struct Rules(Box<[OnceLock<Box<[Counter]>>]>);
+
+impl Rules {
+    fn new() -> Self {
+        Self((0..CHUNKS).map(|_| OnceLock::new()).collect())
+    }
+
+    fn of(&self, rule: RuleNumber) -> Option<&Counter> {
+        self.0.get(rule.0 as usize / CHUNK)?.get()?.get(rule.0 as usize % CHUNK)
+    }
+}
+
 /// What one worker has counted. The worker writes, anybody reads, and the packet path does not notice.
 #[derive(Debug)]
 pub struct Tally {
@@ -57,6 +78,7 @@ pub struct Tally {
     tunnel_received: Counter,
     drops: Drops,
     endpoints: Box<[Endpoint]>,
+    rules: Rules,
 }
 
 impl Tally {
@@ -69,6 +91,14 @@ impl Tally {
             tunnel_received: Counter::default(),
             drops: Drops::new(),
             endpoints: (0..slots).map(endpoint).collect(),
+            rules: Rules::new(),
+        }
+    }
+
+    /// Makes room for rules up to this number. What is denied by one beyond, or beyond four millions, is counted by its reason alone.
+    pub fn make_room(&self, last: RuleNumber) {
+        for chunk in self.rules.0.iter().take(last.0 as usize / CHUNK + 1) {
+            chunk.get_or_init(|| (0..CHUNK).map(|_| Counter::default()).collect());
         }
     }
 
@@ -108,6 +138,21 @@ impl Tally {
         {
             endpoint.drops.0[reason.index()].add(1, bytes as u64);
         }
+    }
+
+    /// The same with the rule that denies it, where one does.
+    pub(crate) fn refused(&self, Refusal { reason, rule }: Refusal, bytes: usize, port: Port) {
+        self.dropped(reason, bytes, port);
+        if reason == DropReason::PolicyDenied
+            && let Some(counter) = self.rules.of(rule)
+        {
+            counter.add(1, bytes as u64);
+        }
+    }
+
+    /// What a rule has denied.
+    pub fn rule(&self, rule: RuleNumber) -> Count {
+        self.rules.of(rule).map(Counter::read).unwrap_or_default()
     }
 
     /// Tunnel frames sent.

@@ -5,6 +5,8 @@ use causeway_model::DropReason;
 use crate::burst::Kept;
 use crate::datagrams::Datagrams;
 use crate::limit::ErrorLimits;
+use crate::policy::Refusal;
+use crate::send::impassable;
 use crate::{Frame, Pool, Port, Tally, Tracking, World, errors};
 
 /// What one worker has of its own: where fresh buffers come from, what it has counted, and how many errors it may still send.
@@ -72,8 +74,15 @@ impl<P: Pool> Worker<P> {
         world: &World,
         now: u64,
     ) -> bool {
+        let impassable = || impassable(frame, from, world);
+        let reason = match reason {
+            DropReason::InvalidConnection | DropReason::DeniedNew | DropReason::PolicyDenied => {
+                impassable().unwrap_or(reason)
+            }
+            reason => reason,
+        };
         let port = if matches!(from, Port::Endpoint(_)) { from } else { frame.egress };
-        self.tally.dropped(reason, frame.len(), port);
+        self.tally.refused(Refusal { reason, rule: frame.denied_by }, frame.len(), port);
         errors::tell_sender(frame, reason, from, world, &mut self.limits, now)
     }
 }

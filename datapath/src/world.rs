@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use causeway_model::connection::Timeouts;
+use causeway_model::policy::Direction;
+use causeway_model::service::Frontend;
 use causeway_model::{
     Endpoint, Family, GATEWAY_V4, GATEWAY_V6, MacAddr, Node, NodeId, Overlay, Path, Settings, Snapshot,
 };
@@ -14,6 +16,8 @@ use crate::Slots;
 use crate::bandwidth::Limits;
 use crate::outer::{Macs, Outer, OuterV4, OuterV6};
 use crate::path_mtu::Paths;
+use crate::policy::{Policies, stamp};
+use crate::service::{Services, Touched, strays};
 use crate::table::{Prefixes, Table};
 
 /// What the ports demand of frames that go out by them.
@@ -67,12 +71,24 @@ pub(crate) enum Owner {
     Node,
     /// The gateway that pods see.
     Gateway,
+    /// Where this node's agent answers for names.
+    Names,
+    /// A service, or nobody among services.
+    Service,
     /// Nobody, in a prefix of this node's pods.
     Nobody,
     /// A pod, or nobody, behind a peer.
     Peer(u16),
     /// A peer's own stack.
     PeerNode(u16),
+}
+
+impl Owner {
+    /// Whether packets of this peer's tunnel may come from there.
+    #[inline(always)]
+    pub(crate) fn is_behind(self, tunnel: u16) -> bool {
+        matches!(self, Self::Peer(peer) | Self::PeerNode(peer) if peer == tunnel)
+    }
 }
 
 /// A pod of ours.
@@ -85,6 +101,8 @@ pub(crate) struct Pod {
     pub(crate) mtu: u16,
     /// It neither begins nor takes new connections.
     pub(crate) deny_new: bool,
+    /// The marks of its tables' epochs, by direction.
+    pub(crate) stamps: [u32; 2],
 }
 
 /// A tunnel header in a cache line of its own; nothing while the next hop is not known.
@@ -119,6 +137,10 @@ pub struct World {
     pods: Box<[Option<Pod>]>,
     /// Whether any pod refuses new connections.
     pub(crate) denies_new: bool,
+    pub(crate) policies: Policies,
+    pub(crate) services: Services,
+    /// Which peers are of this node's cluster.
+    neighbours: Box<[bool]>,
     /// None while no pod has one.
     pub(crate) limits: Option<Limits>,
     /// How long connections are remembered.
@@ -130,11 +152,40 @@ pub struct World {
 impl World {
     /// Builds the tables. Endpoints of the fast path that have no slot are left out: see [`Slots::take_up`].
     pub fn new(snapshot: &Snapshot, slots: &Slots, links: &Links) -> Result<Self, WorldError> {
+        Self::with(Services::new(snapshot, slots), snapshot, slots, links)
+    }
+
+    /// The world of a state after a change: what that did not touch is shared with the world before, and what pods have used up of their
+    /// limits, what was learned of paths and what was counted goes on.
+    pub fn after(
+        &self,
+        touched: &Touched,
+        snapshot: &Snapshot,
+        slots: &Slots,
+        links: &Links,
+    ) -> Result<Self, WorldError> {
+        let services = self.services.after(snapshot, slots, touched);
+        if touched.is_within(&snapshot.services.prefixes) {
+            return Ok(Self { services, ..self.clone() });
+        }
+        let mut world = Self::with(services, snapshot, slots, links)?;
+        world.inherit(self);
+        Ok(world)
+    }
+
+    fn with(
+        mut services: Services,
+        snapshot: &Snapshot,
+        slots: &Slots,
+        links: &Links,
+    ) -> Result<Self, WorldError> {
         let settings = &snapshot.settings;
         if snapshot.peers.len() > usize::from(u16::MAX) {
             return Err(WorldError::TooManyPeers(snapshot.peers.len()));
         }
-        let owners = owners(snapshot, slots);
+        let (owners_v4, owners_v6) = owner_tables(snapshot, slots);
+        let nodes = snapshot.peers.values().chain([&settings.node]);
+        services.spare(nodes.flat_map(|node| &node.pod_prefixes));
         let senders = senders(snapshot);
         let host = |family| settings.node.overlay_host_address(family);
         let router_v4 = host(Family::V4).and_then(v4).map_or(GATEWAY_V4, Ipv4Addr::from);
@@ -151,12 +202,19 @@ impl World {
             paths: Paths::new(
                 snapshot.peers.values().map(|peer| peer.tunnel_address(settings.underlay_family())),
             ),
-            owners_v4: Prefixes::new(&of_family(&owners, v4)),
-            owners_v6: Prefixes::new(&of_family(&owners, v6)),
+            owners_v4,
+            owners_v6,
             senders_v4: Table::new(&whole(&of_family(&senders, v4))),
             senders_v6: Table::new(&whole(&of_family(&senders, v6))),
             pods: pods(snapshot, slots),
             denies_new: snapshot.endpoints.values().any(|endpoint| endpoint.deny_new),
+            policies: Policies::new(snapshot, slots),
+            services,
+            neighbours: snapshot
+                .peers
+                .values()
+                .map(|peer| peer.id.cluster == settings.node.id.cluster)
+                .collect(),
             limits: Limits::new(snapshot, slots),
             timeouts: Timeouts::new(&settings.connections.timeouts),
             connections_per_pod: settings.connections.per_endpoint.map_or(u64::MAX, u64::from),
@@ -165,15 +223,31 @@ impl World {
 
     /// Takes over what pods have used up of their limits in the world before, and what was learned of paths.
     pub fn inherit(&mut self, before: &World) {
+        self.services.inherit(&before.services);
         self.paths.inherit(&before.paths);
         if let (Some(limits), Some(before)) = (&mut self.limits, &before.limits) {
             limits.inherit(before);
         }
     }
 
+    /// The paths that were learned to carry less than usual: the tunnel address at their end, and the longest packet of a pod.
+    pub fn narrow_paths(&self) -> impl Iterator<Item = (IpAddr, u16)> {
+        self.paths.narrow().filter(|(_, mtu)| *mtu < self.pod_mtu)
+    }
+
     /// Forgets smaller paths that were learned long ago. For one thread, now and then.
     pub fn forget_paths(&self, now: u64) {
         self.paths.forget(now);
+    }
+
+    /// How many connections were begun at each frontend of a service where any was.
+    pub fn begun(&self) -> impl Iterator<Item = (Frontend, u64)> + '_ {
+        self.services.begun()
+    }
+
+    /// Whether a peer is a node of this node's cluster.
+    pub(crate) fn is_of_cluster(&self, peer: u16) -> bool {
+        self.neighbours.get(usize::from(peer)).copied().unwrap_or_default()
     }
 
     /// The peer that sends tunnel frames from an underlay address.
@@ -225,6 +299,23 @@ fn whole<K: Copy, V: Copy>(entries: &[(K, u8, V)]) -> Vec<(K, V)> {
     entries.iter().map(|&(key, _, value)| (key, value)).collect()
 }
 
+/// Whose an address is, by family: the addresses of services that lie outside of their prefixes are theirs where they are nobody else's.
+fn owner_tables(snapshot: &Snapshot, slots: &Slots) -> (Prefixes<u32, Owner>, Prefixes<u128, Owner>) {
+    let mut owners = owners(snapshot, slots);
+    let tables =
+        |owners: &[_]| (Prefixes::new(&of_family(owners, v4)), Prefixes::new(&of_family(owners, v6)));
+    let known = tables(&owners);
+    let is_free = |address: &IpAddr| match *address {
+        IpAddr::V4(address) => known.0.get(address.into()).is_none(),
+        IpAddr::V6(address) => known.1.get(address.into()).is_none(),
+    };
+    let before = owners.len();
+    owners.extend(
+        strays(&snapshot.services).into_iter().filter(is_free).map(|a| (IpNetwork::from(a), Owner::Service)),
+    );
+    if owners.len() == before { known } else { tables(&owners) }
+}
+
 /// Who owns which prefix. Of two that claim the same the first is believed, so what is certain comes first.
 fn owners(snapshot: &Snapshot, slots: &Slots) -> Vec<(IpNetwork, Owner)> {
     let mut owners = vec![
@@ -232,7 +323,8 @@ fn owners(snapshot: &Snapshot, slots: &Slots) -> Vec<(IpNetwork, Owner)> {
         (IpAddr::from(GATEWAY_V6).into(), Owner::Gateway),
     ];
     let own = &snapshot.settings.node;
-    owners.extend(stack(own).map(|address| (address, Owner::Node)));
+    owners.extend(snapshot.settings.names.addresses.iter().map(|address| ((*address).into(), Owner::Names)));
+    owners.extend(own.stack().map(|address| (address.into(), Owner::Node)));
     for endpoint in snapshot.endpoints.values() {
         let owner = match endpoint.path {
             Path::Kernel => Some(Owner::KernelPod),
@@ -242,17 +334,11 @@ fn owners(snapshot: &Snapshot, slots: &Slots) -> Vec<(IpNetwork, Owner)> {
     }
     owners.extend(own.pod_prefixes.iter().map(|prefix| (*prefix, Owner::Nobody)));
     for (index, peer) in numbered(&snapshot.peers) {
-        owners.extend(stack(peer).map(|address| (address, Owner::PeerNode(index))));
+        owners.extend(peer.stack().map(|address| (address.into(), Owner::PeerNode(index))));
         owners.extend(peer.pod_prefixes.iter().map(|prefix| (*prefix, Owner::Peer(index))));
     }
+    owners.extend(snapshot.services.prefixes.iter().map(|prefix| (*prefix, Owner::Service)));
     owners
-}
-
-/// The addresses of a node's own stack: those of the node, and the two that are reserved in its pod prefixes.
-fn stack(node: &Node) -> impl Iterator<Item = IpNetwork> + '_ {
-    let reserved = |family| [node.overlay_host_address(family), node.probe_address(family)];
-    let reserved = Family::BOTH.into_iter().flat_map(reserved).flatten();
-    node.underlay.iter().copied().chain(reserved).map(IpNetwork::from)
 }
 
 /// Who sends tunnel frames from which address.
@@ -285,6 +371,7 @@ fn pod(endpoint: &Endpoint) -> Pod {
         mac: endpoint.mac,
         mtu: endpoint.mtu,
         deny_new: endpoint.deny_new,
+        stamps: Direction::BOTH.map(|direction| stamp(endpoint.policy.of(direction).epoch)),
     }
 }
 

@@ -18,7 +18,7 @@ fn tracking() -> Tracking {
     const CAPACITY: u32 = 256;
     let words = (0..Connections::words(CAPACITY)).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
     let connections = Connections::open(words, CAPACITY).unwrap();
-    Tracking { connections }
+    Tracking::new(connections)
 }
 
 /// Node east with connections; pod `a` denies new ones if so asked.
@@ -117,6 +117,59 @@ fn an_answer_to_nothing_is_invalid() {
 fn resealed(mut packet: Vec<u8>) -> Vec<u8> {
     rig::seal_v4(&mut packet);
     packet
+}
+
+/// An echo between these ends, request or reply.
+fn echo(from: &str, to: &str, reply: bool) -> Vec<u8> {
+    let udp = udp(from, to, (0, 0), 12);
+    let kind = if reply { 0 } else { 8 };
+    let packet = [&udp[..20], &[kind, 0, 0, 0, 0x12, 0x34, 0, 1], &udp[28..]].concat();
+    rig::with(packet, 9, 1)
+}
+
+#[test]
+fn an_echo_is_answered_the_other_way_and_only_once_asked_for() {
+    let tracking = tracking();
+    let side = east(tracking, false);
+    assert_eq!(back(&side, &echo(FAR, A, true)), Err(DropReason::InvalidConnection), "nobody asked");
+    out(&side, &echo(A, FAR, false)).unwrap();
+    assert_eq!(
+        out(&side, &echo(A, FAR, true)),
+        Err(DropReason::InvalidConnection),
+        "who asked does not answer"
+    );
+    back(&side, &echo(FAR, A, true)).unwrap();
+    let record = tracking.connections.records(0, &Timeouts::default()).next().unwrap();
+    assert_eq!((record.stage, record.from.1, record.to.1), (Stage::Established, 0x1234, 0x1234));
+    back(&side, &echo(FAR, A, false)).unwrap();
+    assert_eq!(tracking.connections.live_count(), 2, "both ask with one identifier");
+}
+
+#[test]
+fn a_datagram_that_says_it_is_longer_than_it_is_begins_nothing() {
+    let side = east(tracking(), false);
+    for len in [[0, 29], [0, 7]] {
+        let [high, low] = len;
+        let packet = rig::with(rig::with(udp(A, FAR, (1000, 53), 20), 24, high), 25, low);
+        assert_eq!(out(&side, &packet), Err(DropReason::InvalidConnection), "{len:?}");
+    }
+    out(&side, &udp(A, FAR, (1000, 53), 20)).unwrap();
+}
+
+#[test]
+fn what_a_router_would_not_pass_on_is_told_to_its_sender_and_begins_nothing() {
+    let tracking = tracking();
+    let side = east(tracking, true);
+    let last_hop = rig::with(udp(A, FAR, (1000, 53), 20), 8, 1);
+    let too_long = rig::with(udp(A, FAR, (1000, 53), 1472), 6, 0x40);
+    for side in [side, east(tracking, false)] {
+        for (packet, reason) in [(&last_hop, DropReason::HopLimit), (&too_long, DropReason::TooBig)] {
+            let told = side.run(side.port("a"), [plain(&sent_by(10, packet))]);
+            assert_eq!(side.dropped(reason), 1, "whatever its pod denies: {:?}", side.drops());
+            assert_eq!((told.len(), told[0].egress), (1, side.port("a")), "{reason}");
+        }
+    }
+    assert_eq!(tracking.connections.live_count(), 0);
 }
 
 #[test]

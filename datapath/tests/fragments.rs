@@ -18,7 +18,7 @@ const SECOND: u64 = 1_000_000_000;
 fn tracking() -> Tracking {
     const CAPACITY: u32 = 256;
     let words = (0..Connections::words(CAPACITY)).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
-    Tracking { connections: Connections::open(words, CAPACITY).unwrap() }
+    Tracking::new(Connections::open(words, CAPACITY).unwrap())
 }
 
 /// Node east with connections; pod `a` denies new ones if so asked.
@@ -240,4 +240,39 @@ fn fragments_of_a_pod_wait_too_and_reach_the_tunnel() {
     assert_eq!(ports.len(), 1, "one outer port for all");
     let sent = side.worker.borrow().tally().endpoint(side.slot("a")).from_pod;
     assert_eq!(sent.packets, 3);
+}
+
+#[test]
+fn what_later_fragments_send_may_be_acknowledged() {
+    for backwards in [false, true] {
+        let tracking = tracking();
+        let side = east(tracking, false);
+        let (far, own) = ENDS[0];
+        // A connection with a handshake, so that its windows are known; `tcp` makes ends of connections, of flags at 33.
+        let segment = |from, to, ports, flags, sequence: u32, acknowledgment: u32, len| {
+            let mut packet = tcp(from, to, ports, len);
+            packet[24..28].copy_from_slice(&sequence.to_be_bytes());
+            packet[28..32].copy_from_slice(&acknowledgment.to_be_bytes());
+            with(packet, 33, flags)
+        };
+        let inward = |flags, sequence, acknowledgment, len| {
+            segment(far, own, (80, 1000), flags, sequence, acknowledgment, len)
+        };
+        let outward = |flags, sequence, acknowledgment, len| {
+            sent_by(10, &segment(own, far, (1000, 80), flags, sequence, acknowledgment, len))
+        };
+        side.one(side.port("a"), plain(&outward(0x02, 99, 0, 0))).unwrap();
+        assert_eq!(come(&side, &inward(0x12, 499, 100, 0)).len(), 1);
+        side.one(side.port("a"), plain(&outward(0x10, 100, 500, 0))).unwrap();
+        let mut pieces = cut(&inward(0x10, 500, 100, 2000), 800);
+        if backwards {
+            pieces.reverse();
+        }
+        let came: usize = pieces.iter().map(|piece| come(&side, piece).len()).sum();
+        assert_eq!(came, pieces.len());
+        let acknowledges =
+            |sequence| side.one(side.port("a"), plain(&outward(0x10, 100, sequence, 0))).map(drop);
+        assert_eq!(acknowledges(2501), Err(DropReason::InvalidConnection), "what was never sent");
+        assert_eq!(acknowledges(2500), Ok(()));
+    }
 }

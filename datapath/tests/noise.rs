@@ -2,7 +2,11 @@
 
 mod rig;
 
-use causeway_datapath::{Capabilities, Checksum, Gso, Offload, Port, Segments, fit};
+use std::cell::RefCell;
+use std::sync::atomic::AtomicU64;
+
+use causeway_datapath::connection::Connections;
+use causeway_datapath::{Capabilities, Checksum, Gso, Offload, Port, Segments, Tracking, fit};
 use causeway_model::{Family, GATEWAY_MAC, MacAddr};
 use proptest::prelude::*;
 use rig::*;
@@ -162,6 +166,39 @@ proptest! {
         whole.sort_by(|a, b| a.bytes.cmp(&b.bytes));
         single.sort_by(|a, b| a.bytes.cmp(&b.bytes));
         prop_assert_eq!(whole, single);
+    }
+}
+
+/// Node east with connections.
+fn remembering() -> (Side, Connections) {
+    const CAPACITY: u32 = 64;
+    let words = (0..Connections::words(CAPACITY)).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
+    let connections = Connections::open(words, CAPACITY).expect("fresh words are a table");
+    let Side { world, worker, slots, now } = east();
+    let worker = RefCell::new(worker.into_inner().tracking(Tracking::new(connections)));
+    (Side { world, worker, slots, now }, connections)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    /// What one look finds as it should be goes where it would have gone step by step: a frame with a byte behind its packet, which
+    /// is none of it, is looked at step by step.
+    #[test]
+    fn the_short_way_leads_where_the_long_one_does(
+        frames in prop::collection::vec((any_frame(), any::<bool>()), 1..32),
+    ) {
+        let [(short, few), (long, many)] = [(); 2].map(|()| remembering());
+        for (bytes, up) in &frames {
+            let from = if *up { Port::Uplink } else { Port::Endpoint(0) };
+            let as_is = short.run(from, [frame_in_two(bytes, 4000, Offload::NONE)]);
+            let padded = [bytes.as_slice(), &[0]].concat();
+            let padded = long.run(from, [frame_in_two(&padded, 4000, Offload::NONE)]);
+            if !as_is.is_empty() {
+                prop_assert_eq!(as_is, padded);
+            }
+        }
+        prop_assert!(few.live_count() <= many.live_count(), "each is found again");
     }
 }
 

@@ -112,21 +112,38 @@ fn a_short_quote_is_enough_to_learn_and_too_little_to_tell() {
 }
 
 #[test]
+fn what_is_learned_while_a_world_is_made_is_known_there() {
+    for (underlay, mut side, mtu) in cases() {
+        let (from, to, _) = PODS[0];
+        let long = packet(from, to, 1400);
+        let wire = send(&side, &long);
+        let world = without_the_first_peers(underlay, &side);
+        side.run(Port::Uplink, [plain(&narrow(&wire[0].bytes[14..], mtu, 1000))]);
+        side.world = world;
+        assert_eq!(told(&send(&side, &long), &side).0, 1350);
+    }
+}
+
+/// The next world, in which west has another number.
+fn without_the_first_peers(underlay: Family, side: &Side) -> World {
+    let mut snapshot = snapshot(1, underlay);
+    snapshot.peers.retain(|id, _| id.name.as_str() == "west");
+    let mut slots = Slots::new(8);
+    slots.take_up(&snapshot);
+    let links = Links { host: HOST_MAC, source: UPLINK_MAC, next_hop: NextHop::Same(NEXT_HOP) };
+    let mut world = World::new(&snapshot, &slots, &links).unwrap();
+    world.inherit(&side.world);
+    world
+}
+
+#[test]
 fn what_was_learned_outlives_a_world_and_not_ten_minutes() {
     for (underlay, mut side, mtu) in cases() {
         let (from, to, _) = PODS[0];
         let long = packet(from, to, 1400);
         let wire = send(&side, &long);
         side.run(Port::Uplink, [plain(&narrow(&wire[0].bytes[14..], mtu, 1000))]);
-        // Another world, in which that node has another number.
-        let mut snapshot = snapshot(1, underlay);
-        snapshot.peers.retain(|id, _| id.name.as_str() == "west");
-        let mut slots = Slots::new(8);
-        slots.take_up(&snapshot);
-        let links = Links { host: HOST_MAC, source: UPLINK_MAC, next_hop: NextHop::Same(NEXT_HOP) };
-        let mut world = World::new(&snapshot, &slots, &links).unwrap();
-        world.inherit(&side.world);
-        side.world = world;
+        side.world = without_the_first_peers(underlay, &side);
         assert_eq!(told(&send(&side, &long), &side).0, 1350);
         side.world.forget_paths(side.now + 599 * SECOND);
         assert_eq!(told(&send(&side, &long), &side).0, 1350);

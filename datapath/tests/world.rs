@@ -29,6 +29,30 @@ fn slots_stay_with_their_endpoints_and_rest_before_they_are_given_again() {
 }
 
 #[test]
+fn one_endpoint_is_followed_as_all_are_taken_up() {
+    let mut snapshot = snapshot(1, Family::V4);
+    let mut slots = Slots::new(2);
+    for name in ["a", "k", "b"] {
+        assert!(slots.follow(&key(name), &snapshot));
+        assert!(slots.follow(&key(name), &snapshot), "a second time nothing changes");
+    }
+    let (a, b) = (slots.of(&key("a")), slots.of(&key("b")));
+    assert!(a.is_some() && b.is_some() && a != b);
+    assert_eq!(slots.of(&key("k")), None, "the kernel's endpoints have none");
+    assert!(slots.take_up(&snapshot).is_empty());
+    assert_eq!((slots.of(&key("a")), slots.of(&key("b"))), (a, b));
+
+    let new = snapshot.endpoints.remove(&key("a")).unwrap();
+    snapshot.endpoints.insert(key("0"), causeway_model::Endpoint { key: key("0"), ..new });
+    assert!(slots.follow(&key("a"), &snapshot));
+    assert_eq!(slots.of(&key("a")), None);
+    assert!(!slots.follow(&key("0"), &snapshot), "the old slot may still be in use");
+    assert_eq!(slots.settle(), a.into_iter().collect::<Vec<_>>());
+    assert!(slots.follow(&key("0"), &snapshot));
+    assert_eq!(slots.of(&key("0")), a);
+}
+
+#[test]
 fn f26_an_address_that_another_pod_has_now_leads_to_that_pod() {
     let mut state = snapshot(1, Family::V4);
     let mut gone = state.endpoints.remove(&key("b")).unwrap();

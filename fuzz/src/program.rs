@@ -10,6 +10,7 @@ use causeway_datapath::connection::Connections;
 use causeway_datapath::{Capabilities, Checksum, Offload, Port, Tracking, fit};
 use causeway_model::Family;
 
+use crate::rig::served::{A, B, FAR, serving};
 use crate::rig::{Out, Side, frame_in_two, key, snapshot};
 
 /// Frames of one input.
@@ -49,6 +50,11 @@ pub(crate) fn input(node: u8, frames: &[(u8, Vec<u8>)]) -> Vec<u8> {
 fn node(choice: u8, words: &'static [AtomicU64]) -> Side {
     let underlay = if choice & 1 == 0 { Family::V4 } else { Family::V6 };
     let mut snapshot = snapshot(1, underlay);
+    if choice & 16 != 0 {
+        // Backends here, elsewhere, and the client itself; all of them over IPv4, none of them for good over IPv6.
+        let over_v6: &[&str] = if choice & 32 == 0 { &[B[1], FAR[1]] } else { &[A[1]] };
+        snapshot = serving(snapshot, [&[A[0], B[0], FAR[0]], over_v6]);
+    }
     if let Some(endpoint) = snapshot.endpoints.get_mut(&key("b")) {
         endpoint.deny_new = choice & 2 != 0;
     }
@@ -63,7 +69,7 @@ fn node(choice: u8, words: &'static [AtomicU64]) -> Side {
     let connections = Connections::open(words, CAPACITY)
         .unwrap_or_else(|error| panic!("a table of {CAPACITY} connections: {error:?}"));
     let Side { world, worker, slots, now } = side;
-    let tracking = Tracking { connections };
+    let tracking = Tracking::new(connections);
     Side { world, worker: RefCell::new(worker.into_inner().tracking(tracking)), slots, now }
 }
 

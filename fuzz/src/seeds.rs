@@ -95,7 +95,33 @@ fn programs() -> Vec<(&'static str, Vec<u8>)> {
         crate::rig::seal_v4(&mut packet);
         packet
     };
+    let (vip, vip6, gateway) = (crate::rig::served::VIP[0], crate::rig::served::VIP[1], "169.254.1.1");
+    let asked: Vec<_> = (1000..1012).map(|port| out(&udp(A, vip, (port, 80), 20))).collect();
+    let answered = (1000..1012).flat_map(|port| {
+        let from_b = (OTHER, sent_by(11, &udp(B, A, (8080, port), 20)));
+        [back(&udp(FAR, A, (8080, port), 20)), from_b, out(&udp(A, gateway, (8080, port), 20))]
+    });
     vec![
+        ("services", program::input(16, &asked.iter().cloned().chain(answered).collect::<Vec<_>>())),
+        (
+            "services-over-ipv6",
+            program::input(
+                16 | 32,
+                &[out(&udp(A6, vip6, (1000, 80), 20)), out(&udp(A6, "fd70:0:0:1::1", (8080, 1000), 20))],
+            ),
+        ),
+        (
+            "services-refuse",
+            program::input(
+                16,
+                &[
+                    out(&tcp(A, vip, (1000, 81), 10)),
+                    out(&udp(A6, vip6, (1000, 81), 10)),
+                    out(&ping(A, vip, 10)),
+                    out(&udp(A, "10.96.0.77", (1000, 80), 10)),
+                ],
+            ),
+        ),
         (
             "a-datagram-and-its-answer",
             program::input(0, &[out(&udp(A, FAR, (1000, 53), 20)), back(&udp(FAR, A, (53, 1000), 30))]),

@@ -1,34 +1,41 @@
 //! One connection, as it lies in memory that outlives the process.
 
+use std::num::NonZeroU32;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use causeway_model::connection::Stage;
+use causeway_model::policy::RuleNumber;
 
 use super::key::{End, Key, WORDS};
 
-/// Words of an entry: four cache lines. A hit of a datagram touches the first two, and so does one of TCP.
+/// Words of an entry: four cache lines. A hit of a datagram touches the first two, and so does one of TCP; one of a translated
+/// connection touches the last besides.
 pub(super) const ENTRY: usize = 32;
 
 /// Where what lies; [`LAYOUT`] is to change whenever these do.
 const STATE: usize = WORDS;
-/// Kept for the policy epochs in which the verdicts were made.
-const EPOCHS: usize = 6;
+/// The marks of the epochs in which the verdicts were made: of who begins in the upper half, of who answers in the lower.
+const STAMP: usize = 6;
+/// When it was last seen, in the lower half; in the upper the mark of the services in force when it was last asked whether they still
+/// have it go where it goes.
 const TIMES: usize = 7;
 const DIRECTION: [usize; 2] = [8, 12];
 const BEGAN: usize = 16;
 const HANDSHAKE: usize = 17;
 const RETRANSMITS: usize = 18;
 const OWNER: usize = 21;
-/// Kept for the rules that decided, outward and inward …
+/// The rules that let it pass, as one of who begins and as one of who answers.
 const RULES: usize = 19;
-/// … and for a second key: the addresses and ports that a service puts in the place of these.
-const REWRITE: usize = 22;
+/// A second key, of a translated connection: addresses and ports as the client knows them, where the first has those on the wire.
+pub(super) const CLIENT: usize = 24;
+/// The way to the other end: that in the lower half, the number of the world in which it was found in the upper.
+const WAY: usize = CLIENT + WORDS;
 const NEXT: usize = 31;
-const _: () = assert!(RULES + 2 == OWNER && REWRITE + WORDS + 1 < NEXT && NEXT < ENTRY);
+const _: () = assert!(RULES + 2 == OWNER && OWNER < CLIENT && WAY < NEXT && NEXT < ENTRY);
 
 /// A number that names this layout: a file of another one is refused.
-pub(super) const LAYOUT: u64 = 0xca05_e3a7_0001_0002;
+pub(super) const LAYOUT: u64 = 0xca05_e3a7_0001_0003;
 
 /// The life of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,6 +61,10 @@ pub(super) struct State {
     pub(super) scales: [Option<u8>; 2],
     /// The beginning was not seen: taken up in the middle.
     pub(super) picked_up: bool,
+    /// The client knows it by another key: that says which end of it the client is.
+    pub(super) client: Option<End>,
+    /// The first packet came from the node's own stack, which may have translated it.
+    pub(super) by_host: bool,
     /// Counts the connections that this place has had.
     pub(super) generation: u16,
 }
@@ -66,10 +77,12 @@ impl State {
         finished: [false; 2],
         scales: [None; 2],
         picked_up: false,
+        client: None,
+        by_host: false,
         generation: 0,
     };
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn pack(self) -> u64 {
         let scale = |scale: Option<u8>| scale.map_or(0, |scale| u64::from(scale.min(14)) + 1);
         self.life as u64
@@ -78,12 +91,20 @@ impl State {
             | u64::from(self.finished[0]) << 9
             | u64::from(self.finished[1]) << 10
             | u64::from(self.picked_up) << 11
+            | self.client.map_or(0, |end| 1 | (end as u64) << 1) << 12
+            | u64::from(self.by_host) << 14
             | scale(self.scales[0]) << 16
             | scale(self.scales[1]) << 20
             | u64::from(self.generation) << 48
     }
 
-    #[inline]
+    /// Whether nobody has answered in a state that is packed.
+    #[inline(always)]
+    pub(super) fn is_new(word: u64) -> bool {
+        word >> 4 & 15 == Stage::New as u64
+    }
+
+    #[inline(always)]
     pub(super) fn unpack(word: u64) -> Self {
         let bit = |at: u32| word >> at & 1 == 1;
         let scale = |at: u32| ((word >> at & 15) as u8).checked_sub(1);
@@ -93,13 +114,16 @@ impl State {
             _ => Life::Live,
         };
         let stage = Stage::ALL.get((word >> 4 & 15) as usize).copied().unwrap_or(Stage::Closed);
+        let end = |at: u32| if bit(at) { End::High } else { End::Low };
         Self {
             life,
             stage,
-            originator: if bit(8) { End::High } else { End::Low },
+            originator: end(8),
             finished: [bit(9), bit(10)],
             scales: [scale(16), scale(20)],
             picked_up: bit(11),
+            client: bit(12).then(|| end(13)),
+            by_host: bit(14),
             generation: (word >> 48) as u16,
         }
     }
@@ -128,13 +152,61 @@ impl Entry<'_> {
         (0..WORDS).fold(0, |differs, at| differs | (self.0[at].load(Relaxed) ^ key.0[at])) == 0
     }
 
+    /// [`holds`](Self::holds), of the key that the client knows.
+    #[inline(always)]
+    pub(super) fn holds_for_client(&self, key: &Key) -> bool {
+        (0..WORDS).fold(0, |differs, at| differs | (self.0[CLIENT + at].load(Relaxed) ^ key.0[at])) == 0
+    }
+
+    #[inline(always)]
     pub(super) fn key(&self) -> Key {
         Key(std::array::from_fn(|at| self.0[at].load(Relaxed)))
     }
 
+    /// The key that the client knows, of a translated connection.
+    #[inline(always)]
+    pub(super) fn client_key(&self) -> Key {
+        Key(std::array::from_fn(|at| self.0[CLIENT + at].load(Relaxed)))
+    }
+
+    pub(super) fn set_client_key(&self, key: &Key) {
+        for (word, value) in self.0[CLIENT..].iter().zip(key.0) {
+            word.store(value, Relaxed);
+        }
+    }
+
+    /// The way of a translated connection's packets to the other end, if it was found in this world.
+    #[inline]
+    pub(super) fn way(&self, world: u32) -> Option<NonZeroU32> {
+        let word = self.0[WAY].load(Relaxed);
+        NonZeroU32::new(word as u32).filter(|_| (word >> 32) as u32 == world)
+    }
+
+    pub(super) fn set_way(&self, world: u32, way: u32) {
+        self.0[WAY].store(u64::from(world) << 32 | u64::from(way), Relaxed);
+    }
+
+    /// The mark of the services that last had it go where it goes.
+    #[inline]
+    pub(super) fn served(&self) -> u32 {
+        (self.0[TIMES].load(Relaxed) >> 32) as u32
+    }
+
+    #[inline]
+    pub(super) fn set_served(&self, stamp: u32) {
+        let times = self.0[TIMES].load(Relaxed);
+        self.0[TIMES].store(u64::from(stamp) << 32 | times & 0xffff_ffff, Relaxed);
+    }
+
     #[inline]
     pub(super) fn state(&self) -> State {
-        State::unpack(self.0[STATE].load(Acquire))
+        State::unpack(self.state_word())
+    }
+
+    /// The same, packed.
+    #[inline(always)]
+    pub(super) fn state_word(&self) -> u64 {
+        self.0[STATE].load(Acquire)
     }
 
     /// Changes the state unless somebody else did; then says what it is now.
@@ -149,10 +221,10 @@ impl Entry<'_> {
         for (word, value) in self.0.iter().zip(key.0) {
             word.store(value, Relaxed);
         }
-        for word in &self.0[EPOCHS..NEXT] {
+        for word in &self.0[STAMP..NEXT] {
             word.store(0, Relaxed);
         }
-        self.0[TIMES].store(u64::from(now) << 32 | u64::from(now), Relaxed);
+        self.0[TIMES].store(now.into(), Relaxed);
         self.0[BEGAN].store(began, Relaxed);
         self.0[OWNER].store(owner.into(), Relaxed);
     }
@@ -251,6 +323,24 @@ impl Entry<'_> {
         (self.0[RETRANSMITS].load(Relaxed) >> (32 * from.index())) as u32
     }
 
+    #[inline]
+    pub(super) fn stamp(&self) -> u64 {
+        self.0[STAMP].load(Relaxed)
+    }
+
+    /// Notes under which tables it was let through, and by which rules.
+    pub(super) fn set_verdict(&self, stamp: u64, rules: [RuleNumber; 2]) {
+        for (word, rule) in self.0[RULES..].iter().zip(rules) {
+            word.store(rule.0.into(), Relaxed);
+        }
+        self.0[STAMP].store(stamp, Relaxed);
+    }
+
+    /// The rules that let it pass.
+    pub(super) fn rules(&self) -> [RuleNumber; 2] {
+        [RULES, RULES + 1].map(|word| RuleNumber(self.0[word].load(Relaxed) as u32))
+    }
+
     pub(super) fn next(&self) -> u64 {
         self.0[NEXT].load(Relaxed)
     }
@@ -278,6 +368,8 @@ mod tests {
                         finished: [stage > Stage::New, false],
                         scales,
                         picked_up: life == Life::Live,
+                        client: scales[0].map(|_| originator.other()),
+                        by_host: scales[1].is_some(),
                         generation: 0xfedc,
                     };
                     assert_eq!(State::unpack(state.pack()), state);

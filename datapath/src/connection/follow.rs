@@ -1,15 +1,21 @@
 //! A packet and its connection: whether it has one, may begin one, or belongs to none.
 
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+
 use causeway_model::DropReason;
 use causeway_model::connection::{Stage, Timeouts};
+use causeway_model::policy::RuleNumber;
 use causeway_wire::{Icmpv4, Icmpv4Type, Icmpv6, Icmpv6Type, IpProtocol, Ports, Sctp, Tcp, Udp};
 
 use super::entry::{Entry, Life, State, Window};
+use super::index::{Found, Keys};
 use super::key::{End, Key};
 use super::sctp;
-use super::table::{Connections, Place, beginning};
+use super::table::{Connections, NoPlace, Place, beginning};
 use super::tcp::{self, Judgement, Segment, Track};
 use crate::packet::{Ip, Quoted};
+use crate::policy::{Ends, Refusal};
 
 /// A moment on a clock that never goes back and that all processes of a boot share.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +42,8 @@ pub(crate) struct Packet<'a, I: Ip> {
     pub(crate) transport: &'a [u8],
     /// From the transport header on, all of it.
     pub(crate) len: usize,
+    /// Whether that is all: false of the first of several fragments.
+    pub(crate) whole: bool,
     /// How many packets of how many bytes it stands for.
     pub(crate) count: (u64, u64),
 }
@@ -51,35 +59,100 @@ pub(crate) enum Class {
     Single,
 }
 
-/// What a packet asks leave for that nobody has answered yet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Asks {
-    /// To begin a connection.
-    ToBegin,
-    /// To go on with one that was begun.
-    ToGoOn,
+/// Who decides over the connections between two ports.
+pub(crate) trait Gate {
+    /// Whose a new connection would be, if that wants one.
+    fn admit(&self) -> Result<u16, DropReason>;
+
+    /// Whether one of both wants no new connections.
+    fn refuses_new(&self) -> bool;
+
+    /// The mark of the tables in force, for a packet that goes the way of its connection's first one, or the other way.
+    fn stamp(&self, onward: bool) -> u64;
+
+    /// The mark of the services in force.
+    fn services(&self) -> u32;
+
+    /// Whether a packet comes from the node's own stack.
+    fn is_by_host(&self) -> bool;
+
+    /// Judges a connection of which a packet goes the way of the first one, or the other way; the first packet's ends. The
+    /// rules that let it pass.
+    fn judge(&self, onward: bool, ends: &Ends, protocol: IpProtocol) -> Result<[RuleNumber; 2], Refusal>;
 }
 
 /// How a packet stands to a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Standing {
     /// It began one.
-    Begins(Place),
-    /// It belongs to one, and goes the way that its first packet went, or the other way.
-    Belongs(Place, bool),
-    /// It tells one end of a connection what became of a packet.
-    Related(Place),
+    Begins(Found),
+    /// It belongs to one.
+    Belongs(Found),
+    /// It tells an end of a connection, the one that is said to have sent it, what became of a packet.
+    Related(Found),
     /// It stands alone, and was let through as such.
     Alone,
+}
+
+/// A packet that is to be given other ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Turn {
+    pub(crate) index: u32,
+    pub(crate) how: How,
+}
+
+/// Which ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum How {
+    /// The client's packet: those on the wire.
+    Onward,
+    /// An answer: those that the client knows.
+    Back,
+    /// An error that quotes a packet of the client as it was on the wire: what is quoted, those that the client has sent.
+    QuotedOnward,
+    /// An error of the client that quotes an answer as it got it: what is quoted, those on the wire.
+    QuotedBack,
+}
+
+impl Turn {
+    /// Of a packet that belongs to a connection, where it takes one.
+    #[inline(always)]
+    pub(crate) fn of(found: &Found) -> Option<Self> {
+        let how = if found.is_onward() { How::Onward } else { How::Back };
+        found.is_translated().then_some(Self { index: found.place().index, how })
+    }
+
+    /// Of an error about a packet of a connection: one of the client about an answer, and one for the client.
+    #[cold]
+    pub(crate) fn about(found: &Found) -> Option<Self> {
+        let how = if found.for_client { How::QuotedBack } else { How::QuotedOnward };
+        let is_one = found.is_translated() && (found.for_client || found.is_onward());
+        is_one.then_some(Self { index: found.place().index, how })
+    }
+
+    /// Whether it is what the packet quotes.
+    #[inline(always)]
+    pub(crate) fn is_quoted(self) -> bool {
+        matches!(self.how, How::QuotedOnward | How::QuotedBack)
+    }
 }
 
 /// Finds out which connection a packet would be of.
 #[inline(always)]
 pub(crate) fn classify<I: Ip>(packet: &Packet<'_, I>) -> Result<Class, DropReason> {
     let ports = match packet.protocol {
-        IpProtocol::TCP | IpProtocol::UDP | IpProtocol::SCTP => {
+        IpProtocol::TCP | IpProtocol::SCTP => {
             let (ports, _) = Ports::split(packet.transport)?;
             (ports.source(), ports.destination())
+        }
+        IpProtocol::UDP => {
+            let (udp, _) = Udp::split_partial(packet.transport)?;
+            let len = usize::from(udp.length());
+            if len < Udp::LEN || packet.whole && len > packet.len {
+                return Err(DropReason::InvalidConnection);
+            }
+            (udp.source(), udp.destination())
         }
         IpProtocol::ICMPV4 | IpProtocol::ICMPV6 => return classify_icmp(packet),
         _ => (0, 0),
@@ -103,26 +176,37 @@ fn classify_icmp<I: Ip>(packet: &Packet<'_, I>) -> Result<Class, DropReason> {
     if is_error {
         return about(packet, quoted).ok_or(DropReason::InvalidConnection);
     }
-    if ![ECHO_V4, ECHO_V6].iter().any(|echo| echo.contains(&kind)) {
-        return Ok(Class::Single);
-    }
     let id = packet.transport.get(4..6).map_or(0, |id| u16::from_be_bytes([id[0], id[1]]));
-    let (key, end) = I::key((packet.source, id), (packet.destination, id), packet.protocol);
+    let Some((source, destination)) = echo_ends(packet.protocol, kind, id) else { return Ok(Class::Single) };
+    let (key, end) = I::key((packet.source, source), (packet.destination, destination), packet.protocol);
     Ok(Class::Of(key, end))
 }
 
-/// Requests and replies.
-const ECHO_V4: [u8; 2] = [Icmpv4Type::ECHO_REQUEST.0, Icmpv4Type::ECHO_REPLY.0];
-const ECHO_V6: [u8; 2] = [Icmpv6Type::ECHO_REQUEST.0, Icmpv6Type::ECHO_REPLY.0];
+/// What stands for the ports of an echo of this type: who asks has the identifier, who answers its complement, so that an answer
+/// belongs to a question the other way, and questions of both ends are two connections.
+fn echo_ends(protocol: IpProtocol, kind: u8, id: u16) -> Option<(u16, u16)> {
+    let (request, reply) = match protocol {
+        IpProtocol::ICMPV4 => (Icmpv4Type::ECHO_REQUEST.0, Icmpv4Type::ECHO_REPLY.0),
+        _ => (Icmpv6Type::ECHO_REQUEST.0, Icmpv6Type::ECHO_REPLY.0),
+    };
+    match kind {
+        kind if kind == request => Some((id, !id)),
+        kind if kind == reply => Some((!id, id)),
+        _ => None,
+    }
+}
 
 /// The connection of the packet that an error is about, as far as it quotes it: ports and identifiers are there (RFC 792,
 /// RFC 4443 §2.4). It must be for the one who sent that packet.
 fn about<I: Ip>(error: &Packet<'_, I>, quoted: &[u8]) -> Option<Class> {
-    let Quoted { source, destination, protocol, transport } = I::quoted(quoted)?;
+    let Quoted { source, destination, protocol, transport, .. } = I::quoted(quoted)?;
     let word = |at: usize| transport.get(at..at + 2).map(|word| u16::from_be_bytes([word[0], word[1]]));
     let ports = match protocol {
         IpProtocol::TCP | IpProtocol::UDP | IpProtocol::SCTP => (word(0)?, word(2)?),
-        IpProtocol::ICMPV4 | IpProtocol::ICMPV6 => (word(4)?, word(4)?),
+        IpProtocol::ICMPV4 | IpProtocol::ICMPV6 => {
+            let header = transport.first_chunk::<8>()?;
+            echo_ends(protocol, header[0], word(4)?)?
+        }
         _ => (0, 0),
     };
     let (key, end) = I::key((source, ports.0), (destination, ports.1), protocol);
@@ -130,8 +214,7 @@ fn about<I: Ip>(error: &Packet<'_, I>, quoted: &[u8]) -> Option<Class> {
 }
 
 impl Connections {
-    /// Follows a packet: finds its connection and takes up what it says, or makes one if it can begin one and
-    /// `may_begin` lets it. Who it belongs to is what that returns.
+    /// Follows a packet: finds its connection and takes up what it says, or makes one if it can begin one and `gate` lets it.
     #[inline]
     pub(crate) fn follow<I: Ip>(
         &self,
@@ -139,102 +222,238 @@ impl Connections {
         class: Class,
         hash: u64,
         (now, timeouts): (Moment, &Timeouts),
-        may_begin: impl Fn(Asks) -> Result<u16, DropReason>,
-    ) -> Result<Standing, DropReason> {
+        gate: &impl Gate,
+    ) -> Result<Standing, Refusal> {
         match class {
-            Class::Of(key, from) => match self.find(&key, hash) {
-                Some(found) => self.go_on(packet, (&key, hash), from, found, (now, timeouts), &may_begin),
-                None => self.begin(packet, (&key, hash), from, (now, timeouts), &may_begin),
-            },
-            Class::About(key, _) => {
-                let (place, _) = self.find(&key, hash).ok_or(DropReason::InvalidConnection)?;
-                Ok(Standing::Related(place))
+            Class::Of(key, from) => {
+                let found = self.find(&key, hash, from);
+                if let Some(found) = found
+                    && self.go_on(packet, found, now, gate)? == Anew::Goes
+                {
+                    return Ok(Standing::Belongs(found));
+                }
+                self.begin(packet, &Keys { wire: (key, hash), client: None }, from, (now, timeouts), gate)
             }
-            Class::Single => may_begin(Asks::ToBegin).map(|_| Standing::Alone),
+            Class::About(key, sender) => {
+                let found = self.find_quoted(&key, hash, sender).ok_or(DropReason::InvalidConnection)?;
+                let (place, state, receiver) = (found.place(), found.state(), found.from);
+                // It may come from somebody on the way: of whose tables it passes, the marks must be the connection's.
+                let stamp = gate.stamp(receiver != state.originator);
+                let halves = [0xffff_ffff << 32, 0xffff_ffff];
+                let differs = stamp ^ self.entry(place.index).stamp();
+                let is_current = |half: u64| stamp & half == 0 || differs & half == 0;
+                if !halves.into_iter().all(is_current) {
+                    return Err(DropReason::InvalidConnection.into());
+                }
+                Ok(Standing::Related(found))
+            }
+            Class::Single => {
+                gate.admit()?;
+                let (key, from) = I::key((packet.source, 0), (packet.destination, 0), packet.protocol);
+                gate.judge(true, &ends(&key, from), packet.protocol)?;
+                Ok(Standing::Alone)
+            }
         }
     }
 
-    /// Counts a later fragment, of so many bytes, of a packet that was let through; false when its connection is no more.
-    pub(crate) fn go_along(&self, place: Place, from: End, bytes: u64, now: Moment) -> bool {
+    /// Counts a later fragment, of so many bytes, of a packet that was let through; false when its connection is no more. One of TCP
+    /// sends up to a sequence number.
+    pub(crate) fn go_along(
+        &self,
+        (place, from): (Place, End),
+        bytes: u64,
+        sequence: Option<u32>,
+        now: Moment,
+    ) -> bool {
         let entry = self.entry(place.index);
         let state = entry.state();
         let there = state.life == Life::Live && state.generation == place.generation;
         if there {
             entry.see(now.millis());
             entry.count(from, 1, bytes);
+            let window = entry.window(from);
+            if let Some(end) = sequence.filter(|end| !tcp::not_after(*end, window.end)) {
+                entry.set_window(from, Window { end, ..window });
+            }
         }
         there
     }
 
+    /// Makes a connection that its first packet, from this end of its key on the wire, may begin.
     #[cold]
-    fn begin<I: Ip>(
+    pub(crate) fn begin<I: Ip>(
         &self,
         packet: &Packet<'_, I>,
-        key: (&Key, u64),
+        keys: &Keys,
         from: End,
         (now, timeouts): (Moment, &Timeouts),
-        may_begin: &impl Fn(Asks) -> Result<u16, DropReason>,
-    ) -> Result<Standing, DropReason> {
+        gate: &impl Gate,
+    ) -> Result<Standing, Refusal> {
         let first = First::of(packet, from)?.ok_or(DropReason::InvalidConnection)?;
-        let owner = may_begin(Asks::ToBegin)?;
+        let owner = gate.admit()?;
+        let (stamp, key) = (gate.stamp(true), &keys.wire.0);
+        let rules = gate.judge(true, &ends(key, from), packet.protocol)?;
         let millis = now.millis();
         let fill = |entry: Entry<'_>| {
-            entry.fill(key.0, millis, owner, now.nanos);
+            entry.fill(key, millis, owner, now.nanos);
+            entry.set_verdict(stamp, rules);
+            entry.set_served(gate.services());
             [End::Low, End::High]
                 .into_iter()
                 .for_each(|end| entry.set_window(end, first.windows[end.index()]));
             entry.count(from, packet.count.0, packet.count.1);
         };
-        match self.insert(key, first.state, fill, millis, timeouts) {
-            Ok((place, _, true)) => Ok(Standing::Begins(place)),
-            Ok((place, state, false)) => {
-                self.go_on(packet, key, from, (place, state), (now, timeouts), may_begin)
+        let state = State { by_host: gate.is_by_host(), ..first.state };
+        match self.insert(keys, state, fill, millis, timeouts) {
+            Ok((place, state, is_new)) => {
+                let for_client = keys.client.is_some();
+                let from = if for_client { state.originator } else { from };
+                let found = Found::new((place, state), from, for_client);
+                if is_new {
+                    return Ok(Standing::Begins(found));
+                }
+                match self.go_on(packet, found, now, gate)? {
+                    Anew::Goes => Ok(Standing::Belongs(found)),
+                    // It was over before it was found: the next try finds none.
+                    Anew::Begins => Err(DropReason::InvalidConnection.into()),
+                }
             }
-            Err(_) => Err(DropReason::ConnectionsFull),
+            Err(NoPlace::Full) => Err(DropReason::ConnectionsFull.into()),
+            Err(NoPlace::Clash) => Err(DropReason::NoPortLeft.into()),
         }
     }
 
-    #[inline]
-    fn go_on<I: Ip>(
+    /// Takes a packet up into its connection. One that begins another connection of the same addresses and ports has ended this one.
+    #[inline(always)]
+    pub(crate) fn go_on<I: Ip>(
         &self,
         packet: &Packet<'_, I>,
-        key: (&Key, u64),
-        from: End,
-        (place, state): (Place, State),
-        (now, timeouts): (Moment, &Timeouts),
-        may_begin: &impl Fn(Asks) -> Result<u16, DropReason>,
-    ) -> Result<Standing, DropReason> {
+        found: Found,
+        now: Moment,
+        gate: &impl Gate,
+    ) -> Result<Anew, Refusal> {
+        let (place, from, onward) = (found.place(), found.from, found.is_onward());
         // Nobody has answered yet: until then each packet asks again, so that whoever refuses from now on need not answer.
-        if state.stage == Stage::New && from == state.originator {
-            may_begin(Asks::ToGoOn)?;
+        if found.is_new() && onward && gate.refuses_new() {
+            return Err(DropReason::DeniedNew.into());
         }
-        let entry = self.entry(place.index);
+        // The state stays packed unless somebody needs it: to take it apart costs as much as all the rest.
+        let (entry, state) = (self.entry(place.index), found.state_word());
+        let stamp = gate.stamp(onward);
+        if stamp != entry.stamp() {
+            judge_again(entry, state, (onward, stamp), gate)?;
+        }
         match packet.protocol {
             IpProtocol::TCP => {
                 let (header, options, data) = Tcp::split_with_options(packet.transport)?;
                 // Data may go on in the second segment.
                 let data = data.len() + packet.len.saturating_sub(packet.transport.len());
                 let segment = Segment::of(header, options, data);
-                if take_segment(entry, state, from, &segment, now)? == Anew::Begins {
+                if take_segment(entry, found.state(), from, &segment, now)? == Anew::Begins {
                     self.release(place);
-                    return self.begin(packet, key, from, (now, timeouts), may_begin);
+                    return Ok(Anew::Begins);
                 }
             }
             IpProtocol::SCTP => take_chunks(entry, state, from, packet.transport, now)?,
-            _ if from == state.originator => {}
+            _ if onward || !found.is_new() => {}
             IpProtocol::ICMPV4 | IpProtocol::ICMPV6 if is_echo_request(packet) => {}
             _ => answered(entry, state, now),
         }
         entry.see(now.millis());
         entry.count(from, packet.count.0, packet.count.1);
-        Ok(Standing::Belongs(place, from == state.originator))
+        Ok(Anew::Goes)
+    }
+
+    /// Where a packet of a translated connection comes from and goes to when it, or what it quotes, is turned.
+    #[inline(always)]
+    pub(crate) fn ends_of<I: Ip>(&self, turn: Turn) -> [(I::Address, u16); 2] {
+        let entry = self.entry(turn.index);
+        let state = entry.state();
+        let client = state.client.unwrap_or(state.originator);
+        match turn.how {
+            How::Onward => I::ends(&entry.key(), state.originator),
+            How::Back => I::ends(&entry.client_key(), client.other()),
+            How::QuotedOnward => I::ends(&entry.client_key(), client),
+            How::QuotedBack => I::ends(&entry.key(), state.originator.other()),
+        }
+    }
+
+    /// [`ends_of`](Self::ends_of) a packet of the client.
+    #[inline(always)]
+    pub(crate) fn ends_onward<I: Ip>(&self, found: &Found) -> [(I::Address, u16); 2] {
+        I::ends(&self.entry(found.place().index).key(), found.from)
+    }
+
+    /// The way to the other end of a translated connection, if it was found in this world.
+    #[inline(always)]
+    pub(crate) fn way(&self, found: &Found, world: u32) -> Option<NonZeroU32> {
+        self.entry(found.place().index).way(world)
+    }
+
+    /// Notes it.
+    pub(crate) fn set_way(&self, found: &Found, world: u32, way: u32) {
+        self.entry(found.place().index).set_way(world, way);
+    }
+
+    /// Where the client of a connection has sent its first packet: address and port, as it knows them.
+    pub(crate) fn asked(&self, found: &Found) -> (IpAddr, u16) {
+        let (entry, state) = (self.entry(found.place().index), found.state());
+        match state.client {
+            Some(client) => entry.client_key().end(client.other()),
+            None => entry.key().end(state.originator.other()),
+        }
+    }
+
+    /// Who answers, on the wire.
+    pub(crate) fn answers(&self, found: &Found) -> (IpAddr, u16) {
+        self.entry(found.place().index).key().end(found.state().originator.other())
+    }
+
+    /// Whether a connection goes where services of another mark had it go, and may go elsewhere: one of TCP or SCTP whose other end
+    /// has answered may not.
+    #[inline]
+    pub(crate) fn is_outdated(&self, found: &Found, stamp: u32) -> bool {
+        let entry = self.entry(found.place().index);
+        entry.served() != stamp && (found.is_new() || !binds(entry.key().protocol()))
+    }
+
+    /// Notes that it goes where services of this mark have it go.
+    pub(crate) fn is_current(&self, found: &Found, stamp: u32) {
+        self.entry(found.place().index).set_served(stamp);
     }
 }
 
+/// Whether a connection is lost when its other end becomes another.
+fn binds(protocol: IpProtocol) -> bool {
+    matches!(protocol, IpProtocol::TCP | IpProtocol::SCTP)
+}
+
+/// Judges a connection by tables that have moved since it began. One that is denied stays as it is: what they allow once more goes on.
+#[cold]
+fn judge_again(
+    entry: Entry<'_>,
+    state: u64,
+    (onward, stamp): (bool, u64),
+    gate: &impl Gate,
+) -> Result<(), Refusal> {
+    let key = &entry.key();
+    let originator = State::unpack(state).originator;
+    let rules = gate.judge(onward, &ends(key, originator), key.protocol())?;
+    entry.set_verdict(stamp, rules);
+    Ok(())
+}
+
+/// The ends of a connection, the one that began it first.
+pub(crate) fn ends(key: &Key, originator: End) -> Ends {
+    [key.end(originator), key.end(originator.other())]
+}
+
 /// Whether a segment begins another connection.
-#[derive(PartialEq, Eq)]
-enum Anew {
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) enum Anew {
+    /// It does.
     Begins,
+    /// It does not.
     Goes,
 }
 
@@ -281,11 +500,12 @@ fn take_segment(
 #[cold]
 fn take_chunks(
     entry: Entry<'_>,
-    mut state: State,
+    state: u64,
     from: End,
     packet: &[u8],
     now: Moment,
 ) -> Result<(), DropReason> {
+    let mut state = State::unpack(state);
     loop {
         let tags = [entry.tag(End::Low), entry.tag(End::High)];
         let (stage, tags) = sctp::judge(state, tags, from, packet).ok_or(DropReason::InvalidConnection)?;
@@ -302,11 +522,11 @@ fn take_chunks(
     }
 }
 
-/// Notes that the other end has spoken.
-#[inline]
-fn answered(entry: Entry<'_>, state: State, now: Moment) {
-    if state.stage == Stage::New && entry.change(state, State { stage: Stage::Established, ..state }).is_ok()
-    {
+/// Notes that the other end has spoken for the first time.
+#[cold]
+fn answered(entry: Entry<'_>, state: u64, now: Moment) {
+    let state = State::unpack(state);
+    if entry.change(state, State { stage: Stage::Established, ..state }).is_ok() {
         entry.set_handshake(now.nanos.saturating_sub(entry.began()) / 1000);
     }
 }

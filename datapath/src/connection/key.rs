@@ -38,7 +38,7 @@ impl End {
 
 /// Both ends of a connection and its protocol: equal for both directions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Key(pub(super) [u64; WORDS]);
+pub struct Key(pub(crate) [u64; WORDS]);
 
 impl Key {
     /// The key of a connection over IPv4, and the end that a packet with these addresses and ports comes from.
@@ -55,6 +55,24 @@ impl Key {
         let (low, high, from) = order(source, destination);
         let ([a, b], [c, d]) = (halves(low.0), halves(high.0));
         (Self([a, b, rest(low.1, high.1, protocol, 6), c, d]), from)
+    }
+
+    /// Address and port of one end of a connection over IPv4, and of the other.
+    #[inline(always)]
+    pub(crate) fn ends_v4(&self, first: End) -> [(u32, u16); 2] {
+        let [addresses, _, rest, ..] = self.0;
+        let low = ((addresses >> 32) as u32, (rest >> 48) as u16);
+        let high = (addresses as u32, (rest >> 32) as u16);
+        if first == End::Low { [low, high] } else { [high, low] }
+    }
+
+    /// The same over IPv6.
+    #[inline(always)]
+    pub(crate) fn ends_v6(&self, first: End) -> [(u128, u16); 2] {
+        let [a, b, rest, c, d] = self.0;
+        let low = (u128::from(a) << 64 | u128::from(b), (rest >> 48) as u16);
+        let high = (u128::from(c) << 64 | u128::from(d), (rest >> 32) as u16);
+        if first == End::Low { [low, high] } else { [high, low] }
     }
 
     /// A hash whose every bit depends on every bit of the key.

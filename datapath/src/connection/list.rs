@@ -16,7 +16,10 @@ impl Connections {
 
 fn record(state: State, entry: Entry<'_>, now: u64, timeouts: &Timeouts) -> Connection {
     let millis = (now / 1_000_000) as u32;
-    let (key, from) = (entry.key(), state.originator);
+    let (key, from) = match state.client {
+        Some(client) => (entry.client_key(), client),
+        None => (entry.key(), state.originator),
+    };
     let protocol = key.protocol();
     let idle = millis.wrapping_sub(entry.last_seen());
     // A packet may have come since `now` was taken.
@@ -27,12 +30,18 @@ fn record(state: State, entry: Entry<'_>, now: u64, timeouts: &Timeouts) -> Conn
         Count { packets, bytes }
     };
     let again = |end| entry.retransmits(end);
+    let (asker, mut answerer) = (key.end(from), key.end(from.other()));
+    let (from, wire) = (state.originator, entry.key());
+    if matches!(protocol, IpProtocol::ICMPV4 | IpProtocol::ICMPV6) {
+        // One identifier for both.
+        answerer.1 = asker.1;
+    }
     Connection {
         path: Path::Fast,
         protocol: protocol.0,
-        from: key.end(from),
-        to: key.end(from.other()),
-        answers: None,
+        from: asker,
+        to: answerer,
+        answers: state.client.map(|_| wire.end(from.other())),
         from_pod: None,
         to_pod: None,
         stage: state.stage,

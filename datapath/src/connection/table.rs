@@ -8,16 +8,18 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU64, fence};
 
 use causeway_model::connection::{Stage, Timeout, Timeouts};
+use causeway_model::policy::RuleNumber;
 
 use super::entry::{ENTRY, Entry, LAYOUT, Life, State};
-use super::key::{End, Key};
+use super::index::Keys;
+use super::key::End;
 
 /// Words before the index: one page, so that what follows is aligned.
 const HEAD: usize = 512;
 /// How many owners connections are counted by.
 pub const OWNERS: u16 = 4096;
 /// Places of a bucket: one cache line.
-const BUCKET: usize = 8;
+pub(super) const BUCKET: usize = 8;
 /// Entries for each bucket: the index is a quarter full, or half full of connections with two keys.
 const PER_BUCKET: usize = 2;
 /// Entries that are looked at for one to put another in the place of.
@@ -51,15 +53,32 @@ impl fmt::Display for OtherLayout {
 
 impl std::error::Error for OtherLayout {}
 
-/// Every place is taken by a connection that is in use.
+/// Why a connection could not be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Full;
+pub(super) enum NoPlace {
+    /// Every place is taken by a connection that is in use.
+    Full,
+    /// Another connection has these addresses and ports on the wire.
+    Clash,
+}
 
 /// The place of a connection, as long as it has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place {
     pub(super) index: u32,
     pub(super) generation: u16,
+}
+
+impl Place {
+    #[inline(always)]
+    pub(crate) fn of(index: u32, generation: u16) -> Self {
+        Self { index, generation }
+    }
+
+    #[inline(always)]
+    pub(crate) fn words(self) -> (u32, u16) {
+        (self.index, self.generation)
+    }
 }
 
 /// What lack of room has led to.
@@ -79,8 +98,8 @@ pub struct Connections {
     head: &'static [AtomicU64; HEAD],
     /// How many connections each owner has.
     owned: &'static [AtomicU64; OWNERS as usize],
-    buckets: &'static [[AtomicU64; BUCKET]],
-    entries: &'static [[AtomicU64; ENTRY]],
+    pub(super) buckets: &'static [[AtomicU64; BUCKET]],
+    pub(super) entries: &'static [[AtomicU64; ENTRY]],
 }
 
 impl Connections {
@@ -120,8 +139,10 @@ impl Connections {
         for index in (0..self.entries.len() as u32).rev() {
             let entry = self.entry(index);
             let state = entry.state();
-            let hash = entry.key().hash();
-            if state.life == Life::Live && self.link(index, hash) {
+            if state.life == Life::Live && self.link_all(index, entry, state) {
+                // The services and the worlds of this process have numbers of their own.
+                entry.set_served(0);
+                entry.set_way(0, 0);
                 self.head[AT_LIVE].fetch_add(1, Relaxed);
                 self.owned_by(entry.owner()).fetch_add(1, Relaxed);
                 continue;
@@ -141,81 +162,42 @@ impl Connections {
         Entry(&self.entries[index as usize])
     }
 
-    #[inline]
-    fn bucket(&self, number: u64) -> &'static [AtomicU64; BUCKET] {
-        // The number of buckets is a power of two.
-        &self.buckets[number as usize & (self.buckets.len() - 1)]
-    }
-
-    /// The two buckets that a key can be in, the likelier one first.
-    #[inline]
-    fn homes(&self, hash: u64) -> [&'static [AtomicU64; BUCKET]; 2] {
-        [self.bucket(hash), self.bucket(hash ^ (hash >> 32 | 1).wrapping_mul(0x5bd1_e995))]
-    }
-
-    /// Brings what a lookup will touch nearer; what comes back must be used, so that the reads are not optimised away.
-    #[inline]
-    pub(crate) fn approach(&self, hash: u64) -> u64 {
-        let word = self.bucket(hash)[first_place(hash)].load(Relaxed);
-        match word as u32 {
-            place @ 1.. if word >> 32 == hash >> 32 => self.entries[place as usize - 1][0].load(Relaxed),
-            _ => word,
-        }
-    }
-
-    /// The connection of a key.
-    #[inline]
-    pub(super) fn find(&self, key: &Key, hash: u64) -> Option<(Place, State)> {
-        self.find_beside(key, hash, None)
-    }
-
-    /// The connection of a key that has another place than this.
-    #[inline]
-    fn find_beside(&self, key: &Key, hash: u64, own: Option<u32>) -> Option<(Place, State)> {
-        for bucket in self.homes(hash) {
-            for at in 0..BUCKET {
-                let word = bucket[(first_place(hash) + at) & (BUCKET - 1)].load(Relaxed);
-                if word >> 32 != hash >> 32 || word as u32 == 0 {
-                    continue;
-                }
-                let index = word as u32 - 1;
-                let entry = self.entry(index);
-                let state = entry.state();
-                if state.life == Life::Live && own != Some(index) && entry.holds(key) {
-                    return Some((Place { index, generation: state.generation }, state));
-                }
-            }
-        }
-        None
-    }
-
-    /// Makes a connection of a key that was not found. Another worker may be doing the same: then both have the one that
+    /// Makes a connection of keys that were not found. Another worker may be doing the same: then both have the one that
     /// is in the table, and the second value is false for the one that did not make it.
     pub(super) fn insert(
         &self,
-        (key, hash): (&Key, u64),
+        keys: &Keys,
         state: State,
         fill: impl FnOnce(Entry<'_>),
         now: u32,
         timeouts: &Timeouts,
-    ) -> Result<(Place, State, bool), Full> {
-        let index = self.claim(now, timeouts).ok_or(Full).inspect_err(|_| self.count(2))?;
+    ) -> Result<(Place, State, bool), NoPlace> {
+        let index = self.claim(now, timeouts).ok_or(NoPlace::Full).inspect_err(|_| self.count(2))?;
         let entry = self.entry(index);
         fill(entry);
-        let state = State { life: Life::Live, generation: entry.state().generation, ..state };
+        let client = keys.client.map(|(key, _, end)| {
+            entry.set_client_key(&key);
+            end
+        });
+        let state = State { life: Life::Live, client, generation: entry.state().generation, ..state };
         let own = Place { index, generation: state.generation };
         entry.publish(state);
         self.head[AT_LIVE].fetch_add(1, Relaxed);
         self.owned_by(entry.owner()).fetch_add(1, Relaxed);
-        if !self.link(index, hash) {
+        if !self.link_all(index, entry, state) {
             self.retire(own, state);
             self.count(2);
-            return Err(Full);
+            return Err(NoPlace::Full);
         }
         // Whoever links second sees the first: each links before it looks. The lower place stays, and whoever sees both ends
         // the other, which its maker may have thought alone.
         fence(SeqCst);
-        while let Some((place, found)) = self.find_beside(key, hash, Some(index)) {
+        while let Some((place, found, for_client)) = self.rival(index, keys) {
+            let is_same = for_client || keys.client.is_none() && found.client.is_none();
+            if !is_same {
+                self.release(own);
+                return Err(NoPlace::Clash);
+            }
             if place.index < index {
                 self.release(own);
                 return Ok((place, found, false));
@@ -237,26 +219,8 @@ impl Connections {
         Some(index)
     }
 
-    /// Enters a connection in the index; false when both of its buckets are full.
-    fn link(&self, index: u32, hash: u64) -> bool {
-        let word = hash >> 32 << 32 | u64::from(index + 1);
-        self.homes(hash).into_iter().any(|bucket| {
-            let mut places = (0..BUCKET).map(|at| &bucket[(first_place(hash) + at) & (BUCKET - 1)]);
-            places.any(|place| place.compare_exchange(0, word, AcqRel, Relaxed).is_ok())
-        })
-    }
-
-    fn unlink(&self, index: u32, hash: u64) {
-        let word = hash >> 32 << 32 | u64::from(index + 1);
-        for place in self.homes(hash).into_iter().flatten() {
-            if place.compare_exchange(word, 0, AcqRel, Relaxed).is_ok() {
-                return;
-            }
-        }
-    }
-
     /// Ends a connection. Its place is not given to another before it is [settled](Self::settle): a worker may be looking at it.
-    pub(super) fn release(&self, place: Place) -> bool {
+    pub(crate) fn release(&self, place: Place) -> bool {
         let state = self.entry(place.index).state();
         let done = state.generation == place.generation && self.retire(place, state);
         if done {
@@ -268,13 +232,12 @@ impl Connections {
     /// Takes a connection out of the table if it is still in this state.
     fn retire(&self, place: Place, state: State) -> bool {
         let entry = self.entry(place.index);
-        let hash = entry.key().hash();
         let dying = State { life: Life::Claimed, ..state };
         let was_live = state.life == Life::Live && entry.change(state, dying).is_ok();
         if was_live {
             self.head[AT_LIVE].fetch_sub(1, Relaxed);
             self.owned_by(entry.owner()).fetch_sub(1, Relaxed);
-            self.unlink(place.index, hash);
+            self.unlink_all(place.index, entry, state);
             entry.publish(State { life: Life::Free, generation: state.generation, ..State::FREE });
         }
         was_live
@@ -393,6 +356,11 @@ impl Connections {
         Pressure { half_open, idle, refused }
     }
 
+    /// The rules that let a connection pass, of who begins and of whom it is for.
+    pub(crate) fn rules(&self, place: Place) -> [RuleNumber; 2] {
+        self.entry(place.index).rules()
+    }
+
     /// How many connections an owner has.
     #[inline]
     pub(crate) fn count_of(&self, owner: u16) -> u64 {
@@ -458,11 +426,6 @@ impl Ended {
 
 fn buckets(capacity: u32) -> usize {
     (capacity as usize / PER_BUCKET).next_power_of_two().max(1)
-}
-
-#[inline]
-fn first_place(hash: u64) -> usize {
-    (hash >> 29) as usize & (BUCKET - 1)
 }
 
 /// The state of a connection that begins with a packet from this end.

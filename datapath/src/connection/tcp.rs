@@ -87,7 +87,7 @@ pub(super) enum Judgement {
 }
 
 /// Whether `a` comes before `b`, or is it, in sequence space.
-fn not_after(a: u32, b: u32) -> bool {
+pub(super) fn not_after(a: u32, b: u32) -> bool {
     b.wrapping_sub(a) < 1 << 31
 }
 
@@ -95,7 +95,8 @@ fn not_after(a: u32, b: u32) -> bool {
 pub(super) fn begin(segment: &Segment, from: End, mut state: State) -> Option<Track> {
     let mut windows = [Window::default(); 2];
     let (own, other) = (from.index(), from.other().index());
-    if segment.has(TcpFlags::RST) || (segment.has(TcpFlags::SYN) && segment.has(TcpFlags::ACK)) {
+    let ends = segment.has(TcpFlags::RST) || segment.has(TcpFlags::FIN);
+    if ends || !is_sensible(segment.flags) || (segment.has(TcpFlags::SYN) && segment.has(TcpFlags::ACK)) {
         return None;
     }
     windows[own].end = segment.end();
@@ -109,8 +110,7 @@ pub(super) fn begin(segment: &Segment, from: End, mut state: State) -> Option<Tr
         return None;
     }
     // Taken up in the middle: what the windows are scaled by is not known, so the largest scale is assumed.
-    state.stage = if segment.has(TcpFlags::FIN) { Stage::FinWait } else { Stage::Established };
-    state.finished[own] = segment.has(TcpFlags::FIN);
+    state.stage = Stage::Established;
     state.scales = [Some(14), Some(14)];
     state.picked_up = true;
     windows[own].offered = u32::from(segment.window) << 14;
@@ -125,7 +125,8 @@ pub(super) fn begin(segment: &Segment, from: End, mut state: State) -> Option<Tr
 /// Judges a segment of a connection.
 #[inline]
 pub(super) fn judge(track: Track, from: End, segment: &Segment) -> Judgement {
-    let is_plain = segment.flags.0 & (TcpFlags::SYN.0 | TcpFlags::RST.0 | TcpFlags::FIN.0) == 0;
+    const KIND: u8 = TcpFlags::SYN.0 | TcpFlags::RST.0 | TcpFlags::FIN.0 | TcpFlags::ACK.0;
+    let is_plain = segment.flags.0 & KIND == TcpFlags::ACK.0;
     if is_plain && track.state.stage == Stage::Established {
         return in_window(track, from, segment).map_or(Judgement::Invalid, Judgement::Passes);
     }
@@ -134,17 +135,34 @@ pub(super) fn judge(track: Track, from: End, segment: &Segment) -> Judgement {
 
 #[cold]
 fn judge_rare(track: Track, from: End, segment: &Segment) -> Judgement {
+    if !is_sensible(segment.flags) {
+        return Judgement::Invalid;
+    }
     let passes = |track: Option<Track>| track.map_or(Judgement::Invalid, Judgement::Passes);
     let by_originator = from == track.state.originator;
     if segment.has(TcpFlags::SYN) {
         return match track.state.stage {
             Stage::New if by_originator && !segment.has(TcpFlags::ACK) => syn_again(track, from, segment),
             Stage::New if !by_originator => passes(syn_answer(track, from, segment)),
+            // Both began at once.
+            Stage::SynReceived if by_originator && segment.has(TcpFlags::ACK) => {
+                passes(in_window(track, from, segment))
+            }
             Stage::Closed | Stage::TimeWait if is_new_incarnation(&track, from, segment) => {
                 Judgement::BeginsAnew
             }
-            // A repeated SYN, or one that its receiver must challenge (RFC 5961 §4.2): nothing changes here.
-            _ => Judgement::Passes(Track { repeated: true, ..track }),
+            // Who has begun it says so again, or again gets the answer, or its receiver must challenge it (RFC 5961 §4.2): nothing
+            // changes here. The other way round it is of no connection, as Linux has it.
+            _ if !by_originator
+                && segment.has(TcpFlags::ACK)
+                && acknowledges_another(&track, from, segment) =>
+            {
+                Judgement::Passes(anew(track, from, segment))
+            }
+            _ if by_originator != segment.has(TcpFlags::ACK) => {
+                Judgement::Passes(Track { repeated: true, ..track })
+            }
+            _ => Judgement::Invalid,
         };
     }
     match track.state.stage {
@@ -156,11 +174,30 @@ fn judge_rare(track: Track, from: End, segment: &Segment) -> Judgement {
             (true, true) if segment.sequence == track.windows[from.index()].end => {
                 passes(Some(closed(track)))
             }
+            // Another one is for its receiver to judge, unless it acknowledges what was never sent.
+            (false, true) if !acknowledges_more(&track, from, segment) => passes(Some(track)),
+            // What a receiver that still knows an earlier connection says to a SYN (RFC 5961 §4.2): its sender will reset that one.
+            (false, false) if segment.has(TcpFlags::ACK) && !segment.has(TcpFlags::FIN) => {
+                passes(Some(track))
+            }
             _ => Judgement::Invalid,
         },
-        Stage::Closed => passes(Some(track)),
+        Stage::Closed => passes(in_window(track, from, segment)),
         _ if segment.has(TcpFlags::RST) => passes(reset(track, from, segment)),
         _ => passes(in_window(track, from, segment).map(|track| advance(track, from, segment))),
+    }
+}
+
+/// Whether a segment's flags mean anything together (RFC 9293 §3.10.7; Linux takes the same ones).
+fn is_sensible(flags: TcpFlags) -> bool {
+    const ACK: u8 = TcpFlags::ACK.0;
+    const URG: u8 = TcpFlags::URG.0;
+    const MATTERS: u8 = 0x3f & !TcpFlags::PSH.0;
+    match flags.0 & MATTERS & !URG {
+        ACK => true,
+        kind if kind == TcpFlags::SYN.0 || kind == TcpFlags::FIN.0 | ACK => true,
+        kind if kind == TcpFlags::SYN.0 | ACK => flags.0 & URG == 0,
+        kind => kind & !ACK == TcpFlags::RST.0 && flags.0 & URG == 0,
     }
 }
 
@@ -182,8 +219,13 @@ fn syn_again(mut track: Track, from: End, segment: &Segment) -> Judgement {
 /// The other end's SYN: with the acknowledgment of ours, or without when both began at once (RFC 9293 §3.5).
 fn syn_answer(mut track: Track, from: End, segment: &Segment) -> Option<Track> {
     let (own, other) = (from.index(), from.other().index());
-    if segment.has(TcpFlags::ACK) && segment.acknowledgment != track.windows[other].end {
-        return None;
+    // It may leave out data that came with the SYN (RFC 7413 §3).
+    let sent = track.windows[other].end;
+    let fits = not_after(segment.acknowledgment, sent)
+        && not_after(sent.wrapping_sub(SLACK), segment.acknowledgment);
+    if segment.has(TcpFlags::ACK) && !fits {
+        // One to an earlier SYN is for its receiver to refuse (RFC 9293 §3.5.1).
+        return not_after(segment.acknowledgment, sent).then_some(track);
     }
     track.state.scales[own] = segment.scale;
     if track.state.scales.contains(&None) {
@@ -204,6 +246,36 @@ fn syn_answer(mut track: Track, from: End, segment: &Segment) -> Option<Track> {
     Some(track)
 }
 
+/// Whether a segment acknowledges what the other end has not sent.
+fn acknowledges_more(track: &Track, from: End, segment: &Segment) -> bool {
+    let sent = track.windows[from.other().index()].end;
+    segment.has(TcpFlags::ACK) && !not_after(segment.acknowledgment, sent)
+}
+
+/// Whether an answer is to another SYN than the one that this connection began with: both ends have lost it and begin again.
+fn acknowledges_another(track: &Track, from: End, segment: &Segment) -> bool {
+    const OLD: u32 = 1 << 24;
+    let behind = track.windows[from.other().index()].end.wrapping_sub(segment.acknowledgment);
+    behind >= OLD
+}
+
+/// The connection that such an answer makes: that SYN is not remembered, so the windows are not known.
+fn anew(mut track: Track, from: End, segment: &Segment) -> Track {
+    let own = Window {
+        end: segment.end(),
+        limit: segment.end().wrapping_add(SLACK),
+        offered: SLACK,
+        acknowledged: segment.acknowledgment,
+    };
+    let (end, limit) = (segment.acknowledgment, segment.acknowledgment.wrapping_add(SLACK));
+    track.windows[from.index()] = own;
+    track.windows[from.other().index()] =
+        Window { end, limit, offered: SLACK, acknowledged: segment.sequence };
+    track.state.scales = [Some(14), Some(14)];
+    (track.state.stage, track.state.finished, track.state.picked_up) = (Stage::SynReceived, [false; 2], true);
+    Track { repeated: false, ..track }
+}
+
 /// Whether a SYN can begin a new connection on the remains of this one (RFC 9293 §3.6.1, RFC 6191).
 fn is_new_incarnation(track: &Track, from: End, segment: &Segment) -> bool {
     let beyond = !not_after(segment.sequence, track.windows[from.index()].end);
@@ -213,13 +285,20 @@ fn is_new_incarnation(track: &Track, from: End, segment: &Segment) -> bool {
 /// A reset counts when it is exactly where its receiver is (RFC 5961 §3.2). One that is only in the window is for the receiver
 /// to challenge, and changes nothing here; one that is not even there is nobody's.
 fn reset(track: Track, from: End, segment: &Segment) -> Option<Track> {
+    if !track.state.picked_up && acknowledges_more(&track, from, segment) {
+        return None;
+    }
     let other = &track.windows[from.other().index()];
     let exact = segment.sequence == other.acknowledged
         || (track.state.stage == Stage::SynReceived && is_start(&track, from, segment));
     if exact {
         return Some(closed(track));
     }
-    in_window(track, from, segment).map(|_| track)
+    if track.state.picked_up {
+        // Where its receiver is, only that knows.
+        return Some(track);
+    }
+    in_window(track, from, segment)
 }
 
 /// Whether a reset comes where the connection has only just begun: nothing was acknowledged yet.
@@ -242,7 +321,10 @@ fn in_window(mut track: Track, from: End, segment: &Segment) -> Option<Track> {
         && not_after(sender.end.wrapping_sub(receiver.offered).wrapping_sub(1), end)
         && not_after(acknowledgment, receiver.end)
         && not_after(receiver.end.wrapping_sub(sender.offered.max(SLACK)).wrapping_sub(1), acknowledgment);
-    if !fits {
+    // Of a connection that was taken up in the middle more may have been sent, and offered, than was seen: what does not fit says
+    // where it is now. A reset has been looked at before.
+    let windows_hold = !track.state.picked_up || segment.has(TcpFlags::RST);
+    if windows_hold && !fits {
         return None;
     }
     track.repeated = segment.len > 0 && not_after(end, sender.end) && end != sender.end.wrapping_add(1);

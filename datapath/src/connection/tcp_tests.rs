@@ -83,6 +83,7 @@ fn what_lies_outside_of_the_window_is_nobodys() {
         (F::ACK, 1, -70_000, 10, "an acknowledgment of long ago (RFC 5961 §5)"),
         (F::RST, 1 + 3000, 0, 0, "a reset beyond the window"),
         (F::FIN | F::ACK, 1 << 20, 1, 0, "an end beyond the window"),
+        (F::RST | F::ACK, 1, 2, 0, "a reset that acknowledges what was never sent"),
     ];
     for (flags, sequence, acknowledgment, data, what) in table {
         assert_eq!(story.low(flags, sequence, acknowledgment, data), None, "{what}");
@@ -121,6 +122,71 @@ fn a_refusal_must_acknowledge_the_syn() {
     assert_eq!(story.low(F::SYN, 0, 0, 0), Some(Stage::New), "once more");
     assert!(story.track.repeated);
     assert_eq!(story.high(F::RST | F::ACK, 0, 1, 0), Some(Stage::Closed));
+}
+
+/// A connection whose first SYN nobody has answered.
+fn half_open() -> Story {
+    let syn = segment(F::SYN, ISN.0, 0, 0, 1000);
+    Story { track: begin(&syn, End::Low, beginning(End::Low, Stage::New)).unwrap() }
+}
+
+#[test]
+fn who_still_knows_an_earlier_connection_may_challenge_a_syn() {
+    let mut story = half_open();
+    // RFC 5961 §4.2: the acknowledgment leads to a reset, and that to a new beginning.
+    assert_eq!(story.high(F::ACK, 7000, -9000, 0), Some(Stage::New));
+    assert_eq!(story.high(F::RST | F::ACK, 7000, -9000, 0), Some(Stage::New), "for its receiver to judge");
+    assert_eq!(story.high(F::SYN | F::ACK, 0, -90_000, 0), Some(Stage::New), "an answer to an earlier SYN");
+    assert_eq!(story.high(F::FIN | F::ACK, 0, 1, 0), None);
+    assert_eq!(story.high(F::SYN | F::ACK, 0, 1, 0), Some(Stage::SynReceived));
+}
+
+#[test]
+fn an_answer_may_leave_out_data_that_came_with_the_syn() {
+    // RFC 7413 §3
+    let syn = segment(F::SYN, ISN.0, 0, 500, 1000);
+    let mut story = Story { track: begin(&syn, End::Low, beginning(End::Low, Stage::New)).unwrap() };
+    assert_eq!(story.high(F::SYN | F::ACK, 0, 1, 0), Some(Stage::SynReceived));
+    assert_eq!(story.low(F::ACK, 1, 1, 500), Some(Stage::Established));
+}
+
+#[test]
+fn ends_that_have_forgotten_begin_again() {
+    let mut story = Story::established();
+    story.low(F::ACK, 1, 1, 100);
+    assert_eq!(
+        story.high(F::SYN | F::ACK, 0, 1, 0),
+        Some(Stage::Established),
+        "an old answer changes nothing"
+    );
+    const FAR: i64 = 1 << 30;
+    assert_eq!(story.low(F::SYN, FAR, 0, 0), Some(Stage::Established));
+    assert_eq!(story.high(F::SYN | F::ACK, -FAR, FAR + 1, 0), Some(Stage::SynReceived));
+    assert_eq!(story.low(F::ACK, FAR + 1, 1 - FAR, 100), Some(Stage::Established));
+    assert_eq!(story.high(F::ACK, 1 - FAR, FAR + 101, 100), Some(Stage::Established));
+}
+
+#[test]
+fn flags_that_mean_nothing_together_are_of_no_connection() {
+    let senseless =
+        [F(0), F::URG, F::PSH, F::FIN, F::SYN | F::FIN, F::SYN | F::RST, F::FIN | F::RST, F(0x3f)];
+    for flags in senseless {
+        assert_eq!(Story::established().low(flags, 1, 1, 0), None, "{flags:?}");
+        assert_eq!(half_open().high(flags, 0, 1, 0), None, "{flags:?}");
+    }
+    for flags in [F::ACK | F::URG, F::ACK | F::PSH | F::URG, F(0xc0 | 0x10)] {
+        assert_eq!(Story::established().low(flags, 1, 1, 0), Some(Stage::Established), "{flags:?}");
+    }
+}
+
+#[test]
+fn windows_of_a_connection_taken_up_in_the_middle_are_not_known() {
+    let first = segment(F::ACK, ISN.0, ISN.1, 10, 1000);
+    let track = begin(&first, End::Low, beginning(End::Low, Stage::New)).unwrap();
+    let mut story = Story { track };
+    assert_eq!(story.high(F::ACK, 1, 5000, 100), Some(Stage::Established), "more was sent than was seen");
+    assert_eq!(story.low(F::ACK, 5000, 1 << 20, 100), Some(Stage::Established));
+    assert_eq!(story.high(F::RST, 1 << 21, 0, 0), Some(Stage::Established), "for its receiver to judge");
 }
 
 #[test]
@@ -163,7 +229,7 @@ fn scales_count_only_when_both_offer_them() {
 #[test]
 fn what_can_only_be_an_answer_begins_nothing() {
     let state = beginning(End::Low, Stage::New);
-    for flags in [F::SYN | F::ACK, F::RST, F::RST | F::ACK, F(0), F::FIN, F::PSH] {
+    for flags in [F::SYN | F::ACK, F::RST, F::RST | F::ACK, F(0), F::FIN, F::PSH, F::FIN | F::ACK] {
         assert_eq!(begin(&segment(flags, 1, 1, 0, 1000), End::Low, state), None, "{flags:?}");
     }
     let picked = begin(&segment(F::ACK, 1, 1, 10, 1000), End::Low, state).unwrap();

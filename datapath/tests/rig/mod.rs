@@ -2,6 +2,8 @@
 #![expect(dead_code, reason = "each test binary uses its own part of the rig")]
 #![expect(clippy::unwrap_used, reason = "a rig that cannot be built fails its test")]
 
+pub mod served;
+
 use std::cell::RefCell;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,8 +13,8 @@ use causeway_datapath::{
     from_host, from_pod, from_uplink,
 };
 use causeway_model::{
-    DropReason, Endpoint, EndpointKey, Family, GATEWAY_MAC, Identity, MacAddr, Node, NodeId, Overlay, Path,
-    PortKind, Settings, Snapshot, TunnelOwner,
+    DropReason, Endpoint, EndpointKey, Family, GATEWAY_MAC, Identity, MacAddr, NameServer, Node, NodeId,
+    Overlay, Path, PortKind, Settings, Snapshot, TunnelOwner,
 };
 use etherparse::PacketBuilder;
 
@@ -207,6 +209,7 @@ fn endpoint(name: &str, node: u8, number: u8, path: Path, mtu: u16) -> Endpoint 
         port_mappings: Vec::new(),
         bandwidth: Default::default(),
         deny_new: false,
+        policy: Default::default(),
     }
 }
 
@@ -224,6 +227,9 @@ pub fn snapshot(number: u8, underlay: Family) -> Snapshot {
         uplink: causeway_model::UplinkKind::HostRouted,
         pod_mtu,
         connections: Default::default(),
+        host_services: Default::default(),
+        masquerade: None,
+        names: NameServer::default(),
     });
     snapshot.peers.extend(nodes.into_iter().map(|peer| (peer.id.clone(), peer)));
     for (name, last, path) in [("a", 10, Path::Fast), ("b", 11, Path::Fast), ("k", 20, Path::Kernel)] {

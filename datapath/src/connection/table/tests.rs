@@ -2,6 +2,7 @@ use std::thread;
 
 use causeway_wire::IpProtocol;
 
+use super::super::key::Key;
 use super::*;
 
 fn memory(capacity: u32) -> &'static [AtomicU64] {
@@ -12,15 +13,19 @@ fn key(number: u32) -> (Key, End) {
     Key::v4((number, 1), (9, 2), IpProtocol::UDP)
 }
 
-fn insert(table: &Connections, number: u32, now: u32) -> Result<(Place, State, bool), Full> {
+fn plain(key: Key) -> Keys {
+    Keys { wire: (key, key.hash()), client: None }
+}
+
+fn insert(table: &Connections, number: u32, now: u32) -> Result<(Place, State, bool), NoPlace> {
     let (key, end) = key(number);
     let fill = |entry: Entry<'_>| entry.fill(&key, now, 0, 0);
-    table.insert((&key, key.hash()), beginning(end, Stage::New), fill, now, &Timeouts::default())
+    table.insert(&plain(key), beginning(end, Stage::New), fill, now, &Timeouts::default())
 }
 
 fn is_there(table: &Connections, number: u32) -> bool {
-    let (key, _) = key(number);
-    table.find(&key, key.hash()).is_some()
+    let (key, from) = key(number);
+    table.find(&key, key.hash(), from).is_some()
 }
 
 #[test]
@@ -34,8 +39,8 @@ fn what_was_inserted_is_found_until_it_is_released() {
         table.settle(table.ended());
     }
     assert_eq!(table.live().count(), 60, "each once");
-    let (key, _) = key(7);
-    let (place, _) = table.find(&key, key.hash()).unwrap();
+    let (key, from) = key(7);
+    let place = table.find(&key, key.hash(), from).unwrap().place();
     assert!(table.release(place) && !table.release(place), "once");
     assert!(!is_there(&table, 7) && is_there(&table, 8));
 }
@@ -91,7 +96,7 @@ fn what_is_in_use_keeps_its_place_and_what_is_idle_does_not() {
         let (place, state, _) = insert(&table, number, 0).unwrap();
         table.entry(place.index).change(state, State { stage: Stage::Established, ..state }).unwrap();
     }
-    assert_eq!(insert(&table, 100, 10).err(), Some(Full));
+    assert_eq!(insert(&table, 100, 10).err(), Some(NoPlace::Full));
     assert_eq!(table.pressure().refused, 1);
     insert(&table, 100, IDLE).unwrap();
     assert_eq!(table.pressure(), Pressure { half_open: 0, idle: 1, refused: 1 });
@@ -123,7 +128,7 @@ fn owners_are_counted_and_known_again_by_their_addresses() {
         let (key, end) = key(number);
         let fill = |entry: Entry<'_>| entry.fill(&key, 0, if number < 15 { 3 } else { 5 }, 0);
         let begun = beginning(end, Stage::New);
-        table.insert((&key, key.hash()), begun, fill, 0, &Timeouts::default()).unwrap();
+        table.insert(&plain(key), begun, fill, 0, &Timeouts::default()).unwrap();
     }
     assert_eq!(counts(&table), [0, 15, 5]);
     let again = Connections::open(memory, 64).unwrap();
@@ -163,4 +168,66 @@ fn two_workers_with_the_same_new_flow_agree_on_one_connection() {
 
 fn count_free(table: &Connections) -> usize {
     std::iter::from_fn(|| table.pop(AT_FREE)).count()
+}
+
+/// A connection of a client with a service, and its backend, and the keys of a packet of either: as the client has them, and as they
+/// are on the wire.
+fn served(client: u16, port: u16) -> (Keys, End, [(Key, End); 2]) {
+    let (wire, from) = Key::v4((5, port), (9, 8080), IpProtocol::UDP);
+    let (own, end) = Key::v4((5, client), (3, 80), IpProtocol::UDP);
+    let answers =
+        [Key::v4((3, 80), (5, client), IpProtocol::UDP), Key::v4((9, 8080), (5, port), IpProtocol::UDP)];
+    assert_eq!(answers[0].0, own);
+    (Keys { wire: (wire, wire.hash()), client: Some((own, own.hash(), end)) }, from, answers)
+}
+
+fn serve(table: &Connections, keys: &Keys, from: End) -> Result<(Place, State, bool), NoPlace> {
+    let fill = |entry: Entry<'_>| entry.fill(&keys.wire.0, 0, 0, 0);
+    table.insert(keys, beginning(from, Stage::New), fill, 0, &Timeouts::default())
+}
+
+#[test]
+fn a_translated_connection_is_found_by_what_its_client_sends_and_by_what_answers_on_the_wire() {
+    let memory = memory(64);
+    let table = Connections::open(memory, 64).unwrap();
+    let (keys, from, [unasked, answer]) = served(1000, 1000);
+    let (place, ..) = serve(&table, &keys, from).unwrap();
+    for table in [table, Connections::open(memory, 64).unwrap()] {
+        let (client, hash, end) = keys.client.unwrap();
+        let sent = table.find(&client, hash, end).unwrap();
+        assert_eq!((sent.place(), sent.for_client, sent.is_onward()), (place, true, true));
+        let back = table.find(&answer.0, answer.0.hash(), answer.1).unwrap();
+        assert_eq!((back.place(), back.for_client, back.is_onward()), (place, false, false));
+        assert_eq!(
+            table.find(&unasked.0, unasked.0.hash(), unasked.1),
+            None,
+            "nobody but we say it is the service"
+        );
+        assert_eq!(table.find(&keys.wire.0, keys.wire.1, from), None, "the client asks the backend itself");
+        assert_eq!((sent.from, back.from), (from, from.other()));
+    }
+    let (client, hash, end) = keys.client.unwrap();
+    assert!(table.release(place));
+    assert_eq!(table.find(&client, hash, end).map(|found| found.place()), None);
+    assert!(table.buckets.iter().flatten().all(|word| word.load(Relaxed) == 0), "both keys are out");
+}
+
+#[test]
+fn two_connections_have_no_key_in_common() {
+    let table = Connections::open(memory(64), 64).unwrap();
+    let (keys, from, _) = served(1000, 1000);
+    let (place, ..) = serve(&table, &keys, from).unwrap();
+    let (other, ..) = served(1001, 1000);
+    assert_eq!(serve(&table, &other, from).err(), Some(NoPlace::Clash), "of another client's port");
+    let direct = plain(keys.wire.0);
+    assert_eq!(
+        serve(&table, &direct, from).err(),
+        Some(NoPlace::Clash),
+        "of the same one, without a service"
+    );
+    let (again, _, is_new) = serve(&table, &keys, from).unwrap();
+    assert!(again.index <= place.index && (is_new || again == place), "the same one is one");
+    let (elsewhere, from, _) = served(1001, 1024);
+    assert!(serve(&table, &elsewhere, from).is_ok());
+    assert_eq!(table.live().count(), 2);
 }

@@ -1,0 +1,250 @@
+//! The index of the table: where a connection is, by either of its keys.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
+
+use super::entry::{CLIENT, Entry, Life, State};
+use super::key::{End, Key};
+use super::prefetch::prefetch;
+use super::table::{BUCKET, Connections, Place};
+
+/// Words of a cache line.
+const LINE: usize = 8;
+/// What a word of the index says beside its entry's number: that its connection is translated, and that this is the key that the
+/// client knows.
+const TRANSLATED: u32 = 1 << 30;
+const FOR_CLIENT: u32 = 1 << 31;
+const NUMBER: u32 = TRANSLATED - 1;
+
+/// A connection that was looked for. Words, since what is put together of smaller things is slow to be handed on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Found {
+    index: u32,
+    /// By the key that the client knows.
+    pub(crate) for_client: bool,
+    /// The end that a packet comes from, as the connection's first key has it.
+    pub(crate) from: End,
+    state: u64,
+}
+
+impl Found {
+    #[inline(always)]
+    pub(super) fn new((place, state): (Place, State), from: End, for_client: bool) -> Self {
+        Self { index: place.index, for_client, from, state: state.pack() }
+    }
+
+    /// Its place.
+    #[inline(always)]
+    pub(crate) fn place(&self) -> Place {
+        Place { index: self.index, generation: State::unpack(self.state).generation }
+    }
+
+    /// Its state when it was found.
+    #[inline(always)]
+    pub(super) fn state(&self) -> State {
+        State::unpack(self.state)
+    }
+
+    /// That state, packed.
+    #[inline(always)]
+    pub(super) fn state_word(&self) -> u64 {
+        self.state
+    }
+
+    /// Whether nobody had answered then.
+    #[inline(always)]
+    pub(super) fn is_new(&self) -> bool {
+        State::is_new(self.state)
+    }
+
+    /// Whether addresses and ports of its packets are changed on their way.
+    #[inline(always)]
+    pub(crate) fn is_translated(&self) -> bool {
+        self.state().client.is_some()
+    }
+
+    /// Whether its first packet came from the node's own stack.
+    pub(crate) fn is_by_host(&self) -> bool {
+        self.state().by_host
+    }
+
+    /// Whether a packet goes the way of the first one.
+    #[inline(always)]
+    pub(crate) fn is_onward(&self) -> bool {
+        self.from == self.state().originator
+    }
+}
+
+/// The keys of a new connection, each with its hash.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keys {
+    /// As the other end has it.
+    pub(crate) wire: (Key, u64),
+    /// As the client has it, and which end of it the client is; only where that is another one.
+    pub(crate) client: Option<(Key, u64, End)>,
+}
+
+impl Connections {
+    #[inline]
+    fn bucket(&self, number: u64) -> &'static [AtomicU64; BUCKET] {
+        // The number of buckets is a power of two.
+        &self.buckets[number as usize & (self.buckets.len() - 1)]
+    }
+
+    /// The two buckets that a key can be in, the likelier one first.
+    #[inline]
+    fn homes(&self, hash: u64) -> [&'static [AtomicU64; BUCKET]; 2] {
+        [self.bucket(hash), self.bucket(hash ^ (hash >> 32 | 1).wrapping_mul(0x5bd1_e995))]
+    }
+
+    /// Asks for the part of the index that a lookup will touch first.
+    #[inline(always)]
+    pub(crate) fn approach(&self, hash: u64) {
+        prefetch(self.bucket(hash));
+    }
+
+    /// Asks for the entry that a lookup will find, if it lies where it most likely does: the lines that a hit touches.
+    #[inline(always)]
+    pub(crate) fn approach_entry(&self, hash: u64) {
+        let word = self.bucket(hash)[first_place(hash)].load(Relaxed);
+        if word >> 32 == hash >> 32
+            && let Some(entry) =
+                (word as u32 & NUMBER).checked_sub(1).and_then(|index| self.entries.get(index as usize))
+        {
+            prefetch(&entry[0]);
+            prefetch(&entry[LINE]);
+            if word as u32 & TRANSLATED != 0 {
+                prefetch(&entry[CLIENT]);
+            }
+        }
+    }
+
+    /// The connection of a packet with this key that comes from that end of it. A client's packet is looked for as the client has
+    /// it, and an answer as it is on the wire: of a translated connection they have different keys.
+    #[inline(always)]
+    pub(crate) fn find(&self, key: &Key, hash: u64, from: End) -> Option<Found> {
+        let (index, for_client, word) = self.look(key, hash, |for_client, state| match state.client {
+            None => true,
+            Some(client) if for_client => from == client,
+            Some(_) => from != state.originator,
+        })?;
+        let from = if for_client { State::unpack(word).originator } else { from };
+        Some(Found { index, for_client, from, state: word })
+    }
+
+    /// The connection of a packet of which an error to its sender quotes this key, as the sender or somebody on the way had it.
+    #[cold]
+    pub(crate) fn find_quoted(&self, key: &Key, hash: u64, sender: End) -> Option<Found> {
+        let suits = |for_client: bool, state: &State| !for_client || state.client != Some(sender);
+        let (index, for_client, word) = self.look(key, hash, suits)?;
+        let from = if for_client { State::unpack(word).originator.other() } else { sender };
+        Some(Found { index, for_client, from, state: word })
+    }
+
+    /// The first connection with a key that suits: its entry, whether by the key that the client knows, and its state.
+    #[inline(always)]
+    fn look(&self, key: &Key, hash: u64, suits: impl Fn(bool, &State) -> bool) -> Option<(u32, bool, u64)> {
+        for bucket in self.homes(hash) {
+            for at in 0..BUCKET {
+                let word = bucket[(first_place(hash) + at) & (BUCKET - 1)].load(Relaxed);
+                if word >> 32 != hash >> 32 || word as u32 == 0 {
+                    continue;
+                }
+                let index = (word as u32 & NUMBER) - 1;
+                let for_client = word as u32 & FOR_CLIENT != 0;
+                let entry = self.entry(index);
+                let state = entry.state_word();
+                let holds = if for_client { entry.holds_for_client(key) } else { entry.holds(key) };
+                let unpacked = State::unpack(state);
+                if unpacked.life == Life::Live && holds && suits(for_client, &unpacked) {
+                    return Some((index, for_client, state));
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether some connection has a key on the wire.
+    #[inline(never)]
+    pub(crate) fn is_on_wire(&self, key: &Key, hash: u64) -> bool {
+        self.look(key, hash, |for_client, _| !for_client).is_some()
+    }
+
+    /// Another connection than the one in this place that has one of its keys. A translated one is the same only if its client
+    /// knows it by the same key; else it is in the way.
+    pub(super) fn rival(&self, own: u32, keys: &Keys) -> Option<(Place, State, bool)> {
+        let same = keys.client.and_then(|(key, hash, _)| self.look_beside(&key, hash, own, true));
+        same.or_else(|| self.look_beside(&keys.wire.0, keys.wire.1, own, false))
+    }
+
+    /// [`look`](Self::look), for another place than one's own, by keys that clients know or by others.
+    fn look_beside(&self, key: &Key, hash: u64, own: u32, of_clients: bool) -> Option<(Place, State, bool)> {
+        for word in self.homes(hash).into_iter().flatten().map(|word| word.load(Relaxed)) {
+            let number = word as u32 & NUMBER;
+            if word >> 32 != hash >> 32 || number == 0 || number - 1 == own {
+                continue;
+            }
+            let (index, for_client) = (number - 1, word as u32 & FOR_CLIENT != 0);
+            let entry = self.entry(index);
+            let state = entry.state();
+            let holds = if for_client { entry.holds_for_client(key) } else { entry.holds(key) };
+            if state.life == Life::Live && holds && for_client == of_clients {
+                return Some((Place { index, generation: state.generation }, state, for_client));
+            }
+        }
+        None
+    }
+
+    /// What the index says of a connection, by the hash of each of its keys.
+    fn said_of(index: u32, entry: Entry<'_>, state: State) -> ((u32, u64), Option<(u32, u64)>) {
+        let (number, wire) = (index + 1, entry.key().hash());
+        match state.client {
+            None => ((number, wire), None),
+            Some(_) => {
+                let number = number | TRANSLATED;
+                ((number, wire), Some((number | FOR_CLIENT, entry.client_key().hash())))
+            }
+        }
+    }
+
+    /// Enters a connection in the index by all its keys; false when the buckets of one are full.
+    pub(super) fn link_all(&self, index: u32, entry: Entry<'_>, state: State) -> bool {
+        let (wire, client) = Self::said_of(index, entry, state);
+        let linked = self.link(wire.0, wire.1);
+        if linked && client.is_some_and(|(low, hash)| !self.link(low, hash)) {
+            self.unlink(wire.0, wire.1);
+            return false;
+        }
+        linked
+    }
+
+    fn link(&self, low: u32, hash: u64) -> bool {
+        let word = hash >> 32 << 32 | u64::from(low);
+        self.homes(hash).into_iter().any(|bucket| {
+            let mut places = (0..BUCKET).map(|at| &bucket[(first_place(hash) + at) & (BUCKET - 1)]);
+            places.any(|place| place.compare_exchange(0, word, AcqRel, Relaxed).is_ok())
+        })
+    }
+
+    pub(super) fn unlink_all(&self, index: u32, entry: Entry<'_>, state: State) {
+        let (wire, client) = Self::said_of(index, entry, state);
+        self.unlink(wire.0, wire.1);
+        if let Some((low, hash)) = client {
+            self.unlink(low, hash);
+        }
+    }
+
+    fn unlink(&self, low: u32, hash: u64) {
+        let word = hash >> 32 << 32 | u64::from(low);
+        for place in self.homes(hash).into_iter().flatten() {
+            if place.compare_exchange(word, 0, AcqRel, Relaxed).is_ok() {
+                return;
+            }
+        }
+    }
+}
+
+#[inline]
+fn first_place(hash: u64) -> usize {
+    (hash >> 29) as usize & (BUCKET - 1)
+}
