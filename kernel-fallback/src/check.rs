@@ -8,10 +8,11 @@ use causeway_model::Endpoint;
 use crate::dataplane::KernelDataplane;
 use crate::desired::has_veth;
 use crate::error::KernelError;
+use crate::netlink::Netlink;
 use crate::objects::{LinkState, Object, is_governed};
 use crate::observe::{self, Link};
 use crate::ruleset::Ruleset;
-use crate::{pod, shaping, sysctl};
+use crate::{pod, shaping};
 
 impl KernelDataplane {
     /// What is wrong with an endpoint. Of one that hangs on another data path: what is wrong with the node's ways to it.
@@ -38,9 +39,10 @@ impl KernelDataplane {
             wrong.extend(not_a_pair(endpoint, netns, &links)?);
         }
         for object in &objects {
-            wrong.extend(complaint(object, &found, &links)?);
+            wrong.extend(complaint(&mut self.netlink, object, &found, &links)?);
         }
         wrong.extend(self.nft.check(&ruleset, &elements)?);
+        wrong.extend(self.nft.check_policy(&endpoint.key)?);
         Ok(wrong)
     }
 }
@@ -61,6 +63,7 @@ fn not_a_pair(
 
 /// In what an object differs from what is there.
 pub(crate) fn complaint(
+    netlink: &mut Netlink,
     object: &Object,
     found: &BTreeSet<Object>,
     links: &BTreeMap<String, Link>,
@@ -69,7 +72,7 @@ pub(crate) fn complaint(
         // The tunnel device is a link as well, which is looked at as one.
         Object::Vxlan(_) => Ok(None),
         Object::Sysctl(setting) => {
-            let value = sysctl::read(&setting.path)?;
+            let value = netlink.sysctls().read(&setting.path)?;
             let wrong = value.filter(|value| *value != setting.value);
             Ok(wrong.map(|value| format!("sysctl {} is {value}, not {}", setting.path, setting.value)))
         }

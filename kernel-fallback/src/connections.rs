@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use causeway_model::Path;
 use causeway_model::connection::{Connection, ConnectionRules, Filter, Listing, Timeout};
 
 use crate::conntrack::{Flow, flows};
 use crate::error::KernelError;
+use crate::flows::now;
 use crate::objects::{Object, Sysctl};
 
 /// Connection tracking counts packets and bytes, and dates what it keeps.
@@ -20,7 +20,7 @@ pub(crate) fn list(pods: &BTreeSet<IpAddr>, filter: &Filter, most: usize) -> Res
         return Ok(Listing::default());
     }
     // Connection tracking dates what it keeps by the clock on the wall.
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+    let now = now();
     let flows = flows()?;
     let ours = flows.iter().filter(|flow| is_of(flow, pods)).map(|flow| connection(flow, now));
     Ok(Listing::of(ours.filter(|connection| filter.fits(connection)), most))

@@ -21,6 +21,8 @@ use crate::nfnetlink::{Record, ask, part};
 
 /// NFNL_SUBSYS_CTNETLINK, the upper half of a message's kind.
 const CONNTRACK: u16 = 1 << 8;
+/// A flow: told of when it is let through for the first time, or changed.
+pub(crate) const NEW: u16 = CONNTRACK;
 const GET: u16 = CONNTRACK | 1;
 const DELETE: u16 = CONNTRACK | 2;
 /// Families as `struct nfgenmsg` has them.
@@ -33,10 +35,12 @@ const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
 const PROTOCOL_INFO: u16 = 4;
 const TIMEOUT: u16 = 7;
+const MARK: u16 = 8;
 const COUNTERS: [u16; 2] = [9, 10];
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const TIMESTAMP: u16 = 20;
+const MARK_MASK: u16 = 21;
 /// CTA_COUNTERS_…, CTA_TIMESTAMP_…
 const COUNTER_PACKETS: u16 = 1;
 const COUNTER_BYTES: u16 = 2;
@@ -79,14 +83,16 @@ pub(crate) struct Flow {
     pub(crate) began: Option<u64>,
     /// Seconds until it is forgotten.
     pub(crate) left: u32,
+    /// What others and we have noted on it.
+    pub(crate) mark: u32,
     /// What the kernel knows it by.
     handle: Vec<(u16, Vec<u8>)>,
 }
 
 impl Flow {
-    fn of(record: &Record) -> Option<Self> {
+    pub(crate) fn of(record: &Record) -> Option<Self> {
         let (mut original, mut reply, mut handle) = (None, None, Vec::new());
-        let (mut status, mut state, mut left, mut began) = (0, None, 0, None);
+        let (mut status, mut state, mut left, mut began, mut mark) = (0, None, 0, None, 0);
         let mut counts = [Count::default(); 2];
         for attribute in record.attributes() {
             let (kind, value) = (attribute.kind(), attribute.value());
@@ -98,6 +104,7 @@ impl Flow {
                 TUPLE_REPLY => reply = Tuple::of(value),
                 ID | ZONE => handle.push((kind, value.to_vec())),
                 STATUS => status = value.try_into().map_or(0, u32::from_be_bytes),
+                MARK => mark = value.try_into().map_or(0, u32::from_be_bytes),
                 TIMEOUT => left = value.try_into().map_or(0, u32::from_be_bytes),
                 TIMESTAMP => began = part(value, TIMESTAMP_START).and_then(number),
                 PROTOCOL_INFO => {
@@ -124,6 +131,7 @@ impl Flow {
             counts,
             began,
             left,
+            mark,
             handle,
         })
     }
@@ -238,6 +246,27 @@ pub(crate) fn forget_where(is_stale: impl Fn(&Flow) -> bool) {
     }
 }
 
+/// Takes bits off the marks of flows. A flow that goes meanwhile is not missed.
+pub(crate) fn unmark(bits: impl Fn(&Flow) -> u32) -> Result<(), KernelError> {
+    let mut netlink = open()?;
+    for family in [AF_INET, AF_INET6] {
+        for flow in dump(&mut netlink, family)?.iter().filter_map(Flow::of) {
+            let mask = bits(&flow);
+            if mask == 0 {
+                continue;
+            }
+            let mask = mask.to_be_bytes();
+            let mut parts: Vec<_> =
+                flow.handle.iter().map(|(kind, value)| (*kind, value.as_slice())).collect();
+            parts.extend([(MARK, [0; 4].as_slice()), (MARK_MASK, mask.as_slice())]);
+            let doing = format!("changing the mark of the flow to {}", flow.to);
+            let question = Record::question(NEW, family, &parts);
+            unless(ask(&mut netlink, question, NLM_F_ACK, &doing).map(drop), &[Errno::ENOENT])?;
+        }
+    }
+    Ok(())
+}
+
 /// Every flow of this namespace.
 pub(crate) fn flows() -> Result<Vec<Flow>, KernelError> {
     let mut netlink = open()?;
@@ -285,6 +314,7 @@ mod tests {
             counts: [Count::default(); 2],
             began: None,
             left: 0,
+            mark: 0,
             handle: Vec::new(),
         }
     }

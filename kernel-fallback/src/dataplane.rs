@@ -8,24 +8,26 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use causeway_model::connection::{Filter, Listing};
+use causeway_model::flow::Events;
 use causeway_model::{
     Count, Counters, Dataplane, DataplaneError, Delta, DropReason, Endpoint, EndpointCounters, EndpointKey,
     IpNetwork, LinkName, Snapshot, TunnelOwner, Update, UplinkKind,
 };
 
 use crate::capture::{Capture, Uplink};
-use crate::desired::{Desired, Difference, Facts};
+use crate::desired::{Change, Desired, Facts};
 use crate::element::Element;
 use crate::error::KernelError;
+use crate::flows::Ears;
 use crate::install::{index, install, install_all, remove, remove_link};
 use crate::leaving::{self, Reaper};
 use crate::netlink::Netlink;
-use crate::nft::Nft;
+use crate::nft::{Nft, Things};
 use crate::objects::{HOST_LINK, Object, Sysctl, TUNNEL_LINK, UPLINK_LINK, is_pod_link};
 use crate::observe::{self, Link};
 use crate::ruleset::Ruleset;
 use crate::sysctl::Before;
-use crate::{connections, conntrack, paths, pod, refused, removal, shaping, uplink, veth};
+use crate::{connections, conntrack, paths, pod, refused, removal, services, shaping, uplink, veth};
 
 /// How the kernel path is to be run.
 #[derive(Clone, Debug)]
@@ -66,6 +68,7 @@ pub struct KernelDataplane {
     masked: bool,
     pub(crate) desired: Option<Desired>,
     pub(crate) reaper: Reaper,
+    ears: Ears,
     netns: BTreeMap<EndpointKey, Netns>,
     /// What was made or taken away since the last survey began.
     pub(crate) changed: Vec<Object>,
@@ -85,6 +88,7 @@ impl KernelDataplane {
             masked: options.mask_reserved_bits,
             desired: None,
             reaper: Reaper::start()?,
+            ears: Ears::new()?,
             netns: BTreeMap::new(),
             changed: Vec::new(),
             counted_before: refused_so_far()?,
@@ -130,6 +134,7 @@ impl KernelDataplane {
         let mended = self.reconcile()?;
         tracing::debug!(?mended, "took up a whole state");
         self.forget_orphans();
+        self.move_flows();
         Ok(())
     }
 
@@ -144,6 +149,14 @@ impl KernelDataplane {
         conntrack::forget_where(|flow| flow.ends().iter().any(is_nobodys));
         let all: Vec<Element> = desired.elements.iter().cloned().collect();
         conntrack::forget(&[], &all, local_addresses);
+    }
+
+    /// Datagrams to services whose backends changed begin new flows.
+    fn move_flows(&mut self) {
+        let moved = self.nft.take_moved();
+        if let Some(desired) = &self.desired {
+            services::forget(&moved, &desired.snapshot, local_addresses);
+        }
     }
 
     /// What of the node decides over what can be made.
@@ -191,14 +204,15 @@ impl KernelDataplane {
         };
         // Other settings may mean another tunnel device, on which everything hangs: that is a matter for comparison.
         let whole = deltas.iter().any(|delta| matches!(delta, Delta::Settings(_)));
+        self.nft.begin_counts(deltas);
         let change = desired.apply(deltas.iter().cloned());
         self.changed.extend(change.objects.gone.iter().chain(&change.objects.new).cloned());
-        let result =
-            if whole { self.reconcile().map(drop) } else { self.issue(&change.objects, &change.elements) };
+        let result = if whole { self.reconcile().map(drop) } else { self.issue(&change, deltas) };
         if result.is_err() {
             self.go_back(change.inverses);
         } else {
             conntrack::forget(&change.elements.gone, &change.elements.new, local_addresses);
+            self.move_flows();
             let gone = change.elements.gone.iter().filter_map(|element| match element {
                 Element::Endpoint(address) => Some(*address),
                 _ => None,
@@ -212,13 +226,13 @@ impl KernelDataplane {
     }
 
     /// Makes a difference real: what guards comes first, then what leads.
-    fn issue(
-        &mut self,
-        objects: &Difference<Object>,
-        elements: &Difference<Element>,
-    ) -> Result<(), KernelError> {
-        if let Err(error) = self.nft.change(elements) {
-            tracing::warn!(%error, "loading the whole table, since a change of it failed");
+    fn issue(&mut self, change: &Change, deltas: &[Delta]) -> Result<(), KernelError> {
+        let Change { objects, elements, .. } = change;
+        let things = Things::of(deltas);
+        let snapshot = self.desired.as_ref().map(|desired| &desired.snapshot);
+        let changed = snapshot.map(|snapshot| self.nft.change(elements, things, snapshot));
+        if let Some(Err(error)) = changed {
+            tracing::warn!(%error, "comparing the whole tables, since a change of them failed");
             self.ensure_nft()?;
         }
         let mut errors = Vec::new();
@@ -242,7 +256,9 @@ impl KernelDataplane {
     /// Makes an object, unless it hangs on a pod's link that does not exist yet: `attach` makes it then.
     pub(crate) fn make(&mut self, object: &Object) -> Result<(), KernelError> {
         match object {
-            Object::Sysctl(Sysctl { link: None, path, value }) => self.before.write(path, value),
+            Object::Sysctl(Sysctl { link: None, path, value }) => {
+                self.before.write(self.netlink.sysctls(), path, value)
+            }
             object if object.link().is_some_and(|link| is_pod_link(link) && index(link).is_err()) => Ok(()),
             object => install(&mut self.netlink, object),
         }
@@ -260,7 +276,8 @@ impl KernelDataplane {
 
     pub(crate) fn ensure_nft(&mut self) -> Result<Vec<String>, KernelError> {
         let Some(desired) = &self.desired else { return Ok(Vec::new()) };
-        self.nft.ensure(&Ruleset::new(&desired.snapshot.settings), &desired.elements)
+        let Desired { snapshot, elements, .. } = desired;
+        self.nft.ensure(&Ruleset::new(&snapshot.settings), elements, snapshot)
     }
 
     fn plug(&mut self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<(), KernelError> {
@@ -276,11 +293,19 @@ impl KernelDataplane {
             });
         }
         self.changed.extend(objects.iter().cloned());
+        self.reaper.make_way();
         let made = veth::create(&mut self.netlink, endpoint, netns)?;
         install_all(&mut self.netlink, &objects)?;
         pod::configure(netns, &endpoint.key.interface, endpoint)?;
+        veth::await_open(&mut self.netlink, name.as_str())?;
         made.keep();
+        self.reaper.make_way();
         Ok(())
+    }
+
+    /// Whether an endpoint's network namespace is where it was.
+    pub(crate) fn lives(&self, key: &EndpointKey) -> bool {
+        self.netns.get(key).is_some_and(|netns| netns.open().is_some())
     }
 
     /// Plugs endpoints in again whose link has gone while their pod lives. Returns what was done.
@@ -306,6 +331,8 @@ impl KernelDataplane {
     fn count(&mut self) -> Result<Counters, KernelError> {
         let links = observe::links(&mut self.netlink)?;
         let mut counters = Counters::default();
+        let denied = self.nft.denied()?;
+        let served = self.nft.served()?;
         let dropped = self.nft.dropped()?;
         // nft counts from the network header on; an Ethernet header lies before it.
         let whole = |Count { packets, bytes }: Count| Count { packets, bytes: bytes + 14 * packets };
@@ -316,6 +343,14 @@ impl KernelDataplane {
         for ((link, reason), count) in &dropped.of_pods {
             of_pods.entry(link).or_default().insert(*reason, whole(*count));
         }
+        for (reason, count) in denied.by_reason.iter().filter(|(_, count)| count.packets > 0) {
+            *counters.drops.entry(*reason).or_default() += whole(*count);
+        }
+        for (reason, count) in served.by_reason.iter().filter(|(_, count)| count.packets > 0) {
+            *counters.drops.entry(*reason).or_default() += whole(*count);
+        }
+        counters.services = served.hits;
+        counters.rules = denied.by_rule.iter().map(|(id, count)| (id.clone(), whole(*count))).collect();
         if let Some(tunnel) = links.get(TUNNEL_LINK) {
             let stats = &tunnel.stats;
             counters.tunnel_sent = Count { packets: stats.tx_packets, bytes: stats.tx_bytes };
@@ -328,6 +363,12 @@ impl KernelDataplane {
             drop_more(&mut counters.drops, DropReason::BadFragment, overlapping.saturating_sub(before.2));
             drop_more(&mut counters.drops, DropReason::NotForUs, stats.rx_otherhost_dropped);
         }
+        if let Some(Desired { snapshot, facts, .. }) = &self.desired {
+            let family = snapshot.settings.underlay_family();
+            let address = |id| snapshot.peers.get(id)?.tunnel_address(family);
+            let narrow = facts.path_mtus.iter().filter_map(|(id, mtu)| Some((address(id)?, *mtu)));
+            counters.paths.extend(narrow);
+        }
         let limited = self.desired.iter().flat_map(Desired::veths).any(|e| !e.bandwidth.is_none());
         let filters = if limited { shaping::filters(&mut self.netlink)? } else { Vec::new() };
         let held_back = |name: &LinkName| {
@@ -336,6 +377,17 @@ impl KernelDataplane {
         };
         for endpoint in self.desired.iter().flat_map(Desired::veths) {
             let mut drops = of_pods.remove(endpoint.key.link_name().as_str()).unwrap_or_default();
+            for count in endpoint.addresses.iter().filter_map(|address| denied.by_address.get(address)) {
+                *drops.entry(DropReason::PolicyDenied).or_default() += whole(*count);
+            }
+            for address in &endpoint.addresses {
+                let unserved = served.of_pods.range((*address, DropReason::ALL[0])..);
+                for ((_, reason), count) in unserved.take_while(|((of, _), _)| of == address) {
+                    if count.packets > 0 {
+                        *drops.entry(*reason).or_default() += whole(*count);
+                    }
+                }
+            }
             if !endpoint.bandwidth.is_none() {
                 let names = [endpoint.key.link_name(), endpoint.key.limit_name()];
                 drop_more(&mut drops, DropReason::RateLimited, names.iter().map(held_back).sum());
@@ -415,6 +467,13 @@ impl Dataplane for KernelDataplane {
         let pods: BTreeSet<IpAddr> =
             self.desired.iter().flat_map(Desired::veths).flat_map(|pod| pod.addresses.clone()).collect();
         Ok(connections::list(&pods, filter, most)?)
+    }
+
+    fn flows(&mut self) -> Result<Events, DataplaneError> {
+        let pods =
+            self.desired.iter().flat_map(Desired::veths).flat_map(|pod| pod.addresses.clone()).collect();
+        let nft = &self.nft;
+        Ok(self.ears.take(&pods, |number, at| nft.rule_at(number, at))?)
     }
 
     fn counters(&mut self) -> Result<Counters, DataplaneError> {

@@ -87,6 +87,12 @@ pub(crate) struct Difference<T> {
     pub(crate) new: Vec<T>,
 }
 
+impl<T> Default for Difference<T> {
+    fn default() -> Self {
+        Self { gone: Vec::new(), new: Vec::new() }
+    }
+}
+
 /// What came of changes.
 #[derive(Debug)]
 pub(crate) struct Change {
@@ -203,7 +209,7 @@ impl Desired {
             Delta::PeerGone(id) => peer(id),
             Delta::Endpoint(new) => endpoint(&new.key),
             Delta::EndpointGone(key) => endpoint(key),
-            Delta::Settings(_) | Delta::Cluster(_) | Delta::ClusterGone(_) => None,
+            _ => None,
         }
         .unwrap_or_default()
     }
@@ -271,7 +277,7 @@ pub(crate) fn flatten(prefixes: impl IntoIterator<Item = IpNetwork>) -> Vec<IpNe
 }
 
 /// Every address that a node's own stack answers at: no pod may send to the tunnel's port there.
-fn addresses_of(node: &Node) -> impl Iterator<Item = IpAddr> + '_ {
+pub(crate) fn addresses_of(node: &Node) -> impl Iterator<Item = IpAddr> + '_ {
     let reserved = |family| [node.overlay_host_address(family), node.probe_address(family)];
     node.underlay.iter().copied().chain(Family::BOTH.into_iter().flat_map(reserved).flatten())
 }
@@ -302,7 +308,7 @@ impl Context<'_> {
 
     /// The node itself: its tunnel or host port, its addresses, its prefixes.
     fn of_node(&self) -> Wishes {
-        let Settings { overlay, node, tunnel_address, pod_mtu, .. } = self.settings;
+        let Settings { overlay, node, tunnel_address, pod_mtu, names, .. } = self.settings;
         let mut wishes = Wishes::default();
         for (family, path) in [(Family::V4, IPV4_FORWARDING), (Family::V6, IPV6_FORWARDING)] {
             if node.pod_prefixes_of(family).next().is_none() {
@@ -325,7 +331,8 @@ impl Context<'_> {
             wishes.objects.extend(link_sysctls(link, &[("ipv4", "rp_filter", "2")]));
             let mac = Some(node.vtep_mac);
             wishes.objects.push(Object::Link(LinkState { name: link.into(), mac, mtu: *pod_mtu }));
-            let addresses = Family::BOTH.into_iter().filter_map(|family| node.overlay_host_address(family));
+            let own = Family::BOTH.into_iter().filter_map(|family| node.overlay_host_address(family));
+            let addresses = own.chain(names.addresses.iter().copied());
             wishes.objects.extend(
                 addresses.map(|address| Object::Address { link: link.into(), address: single(address) }),
             );
@@ -365,8 +372,9 @@ impl Context<'_> {
         if self.kernel_tunnel() {
             self.admit(peer, &mut wishes);
         } else {
-            let all = peer.pod_prefixes.iter().copied().chain(peer.underlay.iter().copied().map(single));
-            wishes.elements.extend(flatten(all).into_iter().map(Element::Tunnelled));
+            let pods = flatten(peer.pod_prefixes.iter().copied());
+            wishes.elements.extend(pods.into_iter().map(Element::Tunnelled));
+            wishes.elements.extend(peer.underlay.iter().copied().map(Element::Peer));
         }
         let Some(link) = self.tunnel_link() else { return wishes };
         let mac = if self.kernel_tunnel() { peer.vtep_mac } else { GATEWAY_MAC };
@@ -492,7 +500,7 @@ fn gateway(family: Family) -> IpNetwork {
 }
 
 /// The settings of a link of ours. Those that keep the kernel from making up addresses come before the link goes up.
-fn link_sysctls(link: &str, more: &[(&str, &str, &'static str)]) -> Vec<Object> {
+pub(crate) fn link_sysctls(link: &str, more: &[(&str, &str, &'static str)]) -> Vec<Object> {
     let common = [
         ("ipv4", "forwarding", "1"),
         ("ipv6", "disable_ipv6", "0"),
@@ -510,4 +518,4 @@ fn link_sysctls(link: &str, more: &[(&str, &str, &'static str)]) -> Vec<Object> 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

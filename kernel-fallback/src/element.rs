@@ -41,8 +41,10 @@ pub(crate) enum Element {
     Hairpin(IpAddr),
     /// A pod that the fast path reaches without this node's stack.
     FastPod(IpAddr),
-    /// What the fast path reaches through the tunnel.
+    /// What the fast path reaches through the tunnel: another node's pods.
     Tunnelled(IpNetwork),
+    /// Another node's own address, which it reaches so, too, unless it has asked this node's stack.
+    Peer(IpAddr),
 }
 
 impl Element {
@@ -68,6 +70,7 @@ impl Element {
             Self::Hairpin(pod) => by_family(pod, "hairpins4", "hairpins6"),
             Self::FastPod(pod) => by_family(pod, "fast_pods4", "fast_pods6"),
             Self::Tunnelled(prefix) => by_family(&prefix.ip(), "tunnelled4", "tunnelled6"),
+            Self::Peer(address) => by_family(address, "peers4", "peers6"),
         }
     }
 
@@ -92,6 +95,7 @@ impl Element {
             Self::Mapped { to, protocol, to_port } => format!("{to} . {protocol} . {to_port}"),
             Self::Hairpin(pod) => format!("{pod} . {pod}"),
             Self::FastPod(pod) => pod.to_string(),
+            Self::Peer(address) => address.to_string(),
             Self::Tunnelled(prefix) if prefix.prefix() == Family::of(prefix.ip()).host_length() => {
                 prefix.ip().to_string()
             }
@@ -127,6 +131,7 @@ impl Element {
             }
             Self::Hairpin(pod) => [address_bytes(*pod), address_bytes(*pod)].concat(),
             Self::FastPod(pod) => address_bytes(*pod),
+            Self::Peer(address) => address_bytes(*address),
             Self::Tunnelled(prefix) => address_bytes(ends(*prefix).0),
         };
         (key, None)
@@ -159,12 +164,12 @@ fn link_bytes(link: &LinkName) -> [u8; 16] {
 }
 
 /// A transport and a port of it.
-fn port_bytes(protocol: PortProtocol, port: u16) -> Vec<u8> {
+pub(crate) fn port_bytes(protocol: PortProtocol, port: u16) -> Vec<u8> {
     let [high, low] = port.to_be_bytes();
     vec![protocol.number().0, 0, 0, 0, high, low, 0, 0]
 }
 
-fn address_bytes(address: IpAddr) -> Vec<u8> {
+pub(crate) fn address_bytes(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
@@ -172,7 +177,7 @@ fn address_bytes(address: IpAddr) -> Vec<u8> {
 }
 
 /// The first and the last address of a prefix.
-fn ends(prefix: IpNetwork) -> (IpAddr, IpAddr) {
+pub(crate) fn ends(prefix: IpNetwork) -> (IpAddr, IpAddr) {
     match prefix {
         IpNetwork::V4(v4) => (IpAddr::V4(v4.network()), IpAddr::V4(v4.broadcast())),
         IpNetwork::V6(v6) => (IpAddr::V6(v6.network()), IpAddr::V6(v6.broadcast())),

@@ -7,9 +7,10 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use causeway_model::{Endpoint, Family, Path, PortMapping, Settings, TunnelOwner};
+use causeway_model::{Endpoint, Family, HostServices, Path, PortMapping, Settings, TunnelOwner};
 
 use crate::element::Element;
+use crate::names;
 use crate::objects::HOST_LINK;
 
 /// Maps and sets of the table, each with its keyword.
@@ -30,6 +31,8 @@ pub(crate) fn sets(fast: bool) -> Vec<(&'static str, &'static str, &'static str)
             ("set", "fast_pods6", "type ipv6_addr"),
             ("set", "tunnelled4", "type ipv4_addr; flags interval"),
             ("set", "tunnelled6", "type ipv6_addr; flags interval"),
+            ("set", "peers4", "type ipv4_addr"),
+            ("set", "peers6", "type ipv6_addr"),
         ]);
     }
     sets
@@ -38,22 +41,23 @@ pub(crate) fn sets(fast: bool) -> Vec<(&'static str, &'static str, &'static str)
 /// The chains. Address translation asks once a flow, before kube-proxy and the plugin portmap (-100, 100) do; where these have
 /// nothing to say, those come. What is for ::1 is left alone: the kernel lets nothing with that address out of the node.
 pub(crate) fn chains(settings: &Settings) -> String {
-    let mut text = String::from(
-        " chain port_in {
+    let spared = names::spared(&settings.names);
+    let mut text = format!(
+        " chain port_in {{
   type nat hook prerouting priority -105; policy accept;
   fib daddr type local jump ports
- }
- chain port_out {
+ }}
+ chain port_out {{
   type nat hook output priority -105; policy accept;
   fib daddr type local jump ports
- }
- chain ports {
-  dnat ip to ip daddr . meta l4proto . th dport map @ports_at4
+ }}
+ chain ports {{
+{spared}  dnat ip to ip daddr . meta l4proto . th dport map @ports_at4
   dnat ip to meta l4proto . th dport map @ports4
   ip6 daddr ::1 return
   dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports_at6
   dnat ip6 to meta l4proto . th dport map @ports6
- }
+ }}
 ",
     );
     let fast = settings.tunnel == TunnelOwner::FastPath;
@@ -68,6 +72,9 @@ pub(crate) fn chains(settings: &Settings) -> String {
             let to_fast_pod = format!("ct status dnat oifname \"{HOST_LINK}\" {header} saddr");
             let _ = writeln!(answers, "  {to_fast_pod} @fast_pods{number} {as_host}");
             let _ = writeln!(answers, "  {to_fast_pod} @tunnelled{number} {as_host}");
+            // Where we serve services, a fast path that knows of them brings the answer to another node back here.
+            let mapped = if settings.host_services == HostServices::Own { mapped.as_str() } else { "" };
+            let _ = writeln!(answers, "  {mapped} {to_fast_pod} @peers{number} {as_host}");
         }
         // Nobody else can answer this node's own loopback, and no pod would send an answer to itself out.
         let _ = writeln!(by_family, " chain answers{number} {{");

@@ -43,7 +43,7 @@ pub(crate) const GONE: [Errno; 5] =
 pub(crate) fn install(netlink: &mut Netlink, object: &Object) -> Result<(), KernelError> {
     let doing = || format!("making {object}");
     match object {
-        Object::Sysctl(sysctl) => sysctl::write(&sysctl.path, &sysctl.value),
+        Object::Sysctl(sysctl) => netlink.sysctls().write(&sysctl.path, &sysctl.value),
         Object::Vxlan(vxlan) => create_vxlan(netlink, vxlan, object),
         Object::Intermediate(name) => unless(create_intermediate(netlink, name, object), &[Errno::EEXIST]),
         Object::Bucket(bucket) => shaping::install_bucket(netlink, bucket),
@@ -131,7 +131,7 @@ pub(crate) fn remove(netlink: &mut Netlink, object: &Object) -> Result<(), Kerne
     let message = match object {
         // The host port outlives the endpoints for whose sake it has this.
         Object::Sysctl(setting) if setting.path.ends_with(sysctl::ROUTE_LOCALNET) => {
-            return sysctl::write(&setting.path, "0");
+            return netlink.sysctls().write(&setting.path, "0");
         }
         // Any other setting goes with its link, one of the whole namespace stays until everything of ours goes,
         // and a link's state is nothing that could be taken away.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,8 +28,13 @@ pub(crate) const LEAVING_PREFIX: &str = "cwx";
 const TEMPLATE: &str = "cwx%d";
 /// The group of links on the node that can be deleted; links of others have other groups, most of them none.
 const GROUP: u32 = 51717;
-/// How long more of them are waited for. Less than a second in all, whatever comes.
+/// How long more of them are waited for …
 const GATHER: Duration = Duration::from_millis(200);
+/// … and how long, at most, while other links are made: deleting holds up whoever makes one. Less than a second in all, whatever
+/// comes.
+const PATIENCE: Duration = Duration::from_millis(700);
+/// So long after the last one nobody is making any.
+const QUIET: Duration = Duration::from_millis(50);
 
 /// Whether a link is on its way out.
 pub(crate) fn is_leaving(name: &str) -> bool {
@@ -39,6 +45,8 @@ pub(crate) fn is_leaving(name: &str) -> bool {
 #[derive(Clone, Debug)]
 pub struct Reaper {
     jobs: Sender<Job>,
+    /// When links were last made.
+    made: Arc<Mutex<Option<Instant>>>,
 }
 
 #[derive(Debug)]
@@ -58,9 +66,19 @@ impl Reaper {
     pub fn start() -> Result<Self, KernelError> {
         let (jobs, due) = channel();
         let netlink = Netlink::route()?;
+        let made = Arc::default();
         let reaper = thread::Builder::new().name("reaper".into());
-        reaper.spawn(move || reap(netlink, &due)).map_err(KernelError::io("starting the reaper's thread"))?;
-        Ok(Self { jobs })
+        let spawned = reaper.spawn({
+            let made = Arc::clone(&made);
+            move || reap(netlink, &due, &made)
+        });
+        spawned.map_err(KernelError::io("starting the reaper's thread"))?;
+        Ok(Self { jobs, made })
+    }
+
+    /// Links are being made: what can wait is deleted later.
+    pub(crate) fn make_way(&self) {
+        *lock(&self.made) = Some(Instant::now());
     }
 
     /// Closes descriptors: the kernel takes its time over those whose device goes with them.
@@ -88,9 +106,14 @@ impl Reaper {
     }
 }
 
-fn reap(mut netlink: Netlink, due: &Receiver<Job>) {
+fn lock(made: &Mutex<Option<Instant>>) -> MutexGuard<'_, Option<Instant>> {
+    made.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn reap(mut netlink: Netlink, due: &Receiver<Job>, made: &Mutex<Option<Instant>>) {
     while let Ok(first) = due.recv() {
-        let (until, mut group, mut gone) = (Instant::now() + GATHER, false, BTreeMap::new());
+        let began = Instant::now();
+        let (mut until, mut group, mut gone) = (began + GATHER, false, BTreeMap::new());
         let mut job = Ok(first);
         loop {
             match job {
@@ -98,7 +121,15 @@ fn reap(mut netlink: Netlink, due: &Receiver<Job>) {
                 Ok(Job::Close(descriptors)) => drop(descriptors),
                 Ok(Job::Delete(netns, index)) => delete(&netns, index),
                 Ok(Job::Forget(addresses, when)) => gone.extend(addresses.into_iter().map(|a| (a, when))),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    forget(&mut gone);
+                    let last = lock(made).filter(|_| group);
+                    match last.and_then(|last| put_off(began, last, Instant::now())) {
+                        Some(later) => until = later,
+                        None => break,
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
             }
             job = due.recv_timeout(until.saturating_duration_since(Instant::now()));
         }
@@ -106,10 +137,22 @@ fn reap(mut netlink: Netlink, due: &Receiver<Job>) {
             // The next look at the node finds them.
             tracing::warn!(%error, "links on their way out are still there");
         }
-        if !gone.is_empty() {
-            conntrack::forget_pods(&gone);
-        }
+        forget(&mut gone);
     }
+}
+
+/// Nobody shall inherit a flow: that does not wait.
+fn forget(gone: &mut BTreeMap<IpAddr, SystemTime>) {
+    let gone = std::mem::take(gone);
+    if !gone.is_empty() {
+        conntrack::forget_pods(&gone);
+    }
+}
+
+/// Until when links wait that have waited since a time, if others were made last at another.
+fn put_off(began: Instant, made: Instant, now: Instant) -> Option<Instant> {
+    let later = (made + QUIET).min(began + PATIENCE);
+    (later > now).then_some(later)
 }
 
 fn delete(netns: &OwnedFd, index: u32) {
@@ -177,4 +220,19 @@ fn dismiss(netlink: &mut Netlink, index: u32, group: Option<u32>) -> Result<(), 
     message.attributes.push(LinkAttribute::IfName(TEMPLATE.to_owned()));
     message.attributes.extend(group.map(LinkAttribute::Group));
     unless(netlink.request(RouteNetlinkMessage::SetLink(message), 0, doing), &[Errno::ENODEV])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_wait_while_others_are_made_and_never_for_a_second() {
+        let began = Instant::now();
+        let at = |millis| began + Duration::from_millis(millis);
+        assert_eq!(put_off(began, at(100), at(200)), None, "it has been quiet");
+        assert_eq!(put_off(began, at(190), at(200)), Some(at(240)));
+        assert_eq!(put_off(began, at(690), at(691)), Some(at(700)));
+        assert_eq!(put_off(began, at(700), at(701)), None, "whatever is made");
+    }
 }

@@ -9,13 +9,17 @@ mod check;
 mod connections;
 mod conntrack;
 mod dataplane;
+mod denials;
 mod desired;
 mod element;
 mod error;
+mod flows;
 mod host_ports;
 mod install;
+mod kube_proxy;
 mod leaving;
 mod mend;
+mod names;
 pub mod namespace;
 mod netlink;
 mod next_hop;
@@ -25,23 +29,28 @@ mod objects;
 mod observe;
 mod paths;
 pub mod pod;
+mod policy;
 mod refused;
 mod removal;
 mod ruleset;
+mod services;
 mod shaping;
 mod survey;
 mod sysctl;
+mod tables;
 pub mod uplink;
 mod veth;
 pub mod watch;
 
 pub use dataplane::{KernelDataplane, KernelOptions};
 pub use error::{KernelError, Refusal};
+pub use kube_proxy::kube_proxy;
 pub use leaving::{Reaper, dismiss_tap};
 pub use next_hop::next_hops;
 pub use objects::{
     HOST_END_MTU, HOST_LINK, ROUTE_PROTOCOL, ROUTE_TABLE, RULE_PRIORITY, TUNNEL_LINK, UPLINK_LINK, UPLINK_MAC,
 };
+pub use shaping::without_queue;
 pub use survey::{Sight, Survey};
 
 /// Takes a link away by its name, in the network namespace of this thread; one that is not there is no failure.

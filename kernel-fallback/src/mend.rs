@@ -20,11 +20,6 @@ const PASSES: usize = 4;
 impl KernelDataplane {
     /// Makes everything what it shall be, touching only what is not. Returns what was mended, in words.
     pub(crate) fn reconcile(&mut self) -> Result<Vec<String>, KernelError> {
-        self.reconcile_from(true)
-    }
-
-    /// The same, without a look at all objects where nothing is `suspicious`.
-    pub(crate) fn reconcile_from(&mut self, mut suspicious: bool) -> Result<Vec<String>, KernelError> {
         let mut mended = Vec::new();
         // Before a state is known nothing is wrong: what is there is what an agent before us left for its pods.
         if self.desired.is_none() {
@@ -32,27 +27,47 @@ impl KernelDataplane {
         }
         for _ in 0..PASSES {
             let before = mended.len();
-            self.pass(&mut mended, suspicious)?;
+            self.pass(&mut mended)?;
             if mended.len() == before {
                 break;
             }
-            suspicious = true;
         }
         Ok(mended)
     }
 
-    fn pass(&mut self, mended: &mut Vec<String>, suspicious: bool) -> Result<(), KernelError> {
-        let links = observe::links(&mut self.netlink)?;
-        let suspicious = self.look_around(&links) || suspicious;
-        if links.keys().any(|name| is_leaving(name)) {
-            self.reaper.delete_group();
+    /// What a look at the links does not show: mended without another one.
+    pub(crate) fn reconcile_unseen(&mut self) -> Result<Vec<String>, KernelError> {
+        let mut mended = self.ensure_nft()?;
+        mended.extend(self.mend_capture()?);
+        if !mended.is_empty() {
+            mended.extend(self.reconcile()?);
         }
+        Ok(mended)
+    }
+
+    /// Whether these links, as they were a moment ago, are other ones than there shall be. Of what has changed meanwhile it may be
+    /// mistaken.
+    pub(crate) fn are_odd(&self, links: &BTreeMap<String, Link>) -> bool {
+        let Some(desired) = &self.desired else { return false };
+        let fast_ports = desired.snapshot.settings.tunnel == TunnelOwner::Kernel
+            && [HOST_LINK, UPLINK_LINK].iter().any(|name| links.contains_key(*name));
+        let tunnel = match (self.wanted_tunnel(), links.get(TUNNEL_LINK)) {
+            (None, None) => true,
+            (Some(vxlan), Some(found)) => found.is_tunnel(&vxlan),
+            _ => false,
+        };
+        fast_ports || !tunnel || self.facts(links, &desired.snapshot) != desired.facts
+    }
+
+    fn pass(&mut self, mended: &mut Vec<String>) -> Result<(), KernelError> {
+        let links = observe::links(&mut self.netlink)?;
+        self.look_around(&links);
+        self.speed_leaving(&links);
         // What guards comes first.
         mended.extend(self.ensure_nft()?);
         mended.extend(self.remove_fast_ports(&links)?);
         let tunnel = self.mend_tunnel(&links).map(|words| mended.extend(words));
-        let objects = |this: &mut Self| if suspicious { this.mend_objects() } else { Ok(Vec::new()) };
-        let rest = [self.plug_again(&links), objects(self), self.mend_capture()];
+        let rest = [self.plug_again(&links), self.mend_objects(), self.mend_capture()];
         let mut errors = Vec::new();
         for part in rest {
             part.map(|words| mended.extend(words)).unwrap_or_else(|error| errors.push(error));
@@ -61,16 +76,20 @@ impl KernelDataplane {
         tunnel.and(KernelError::all(errors))
     }
 
+    /// Has links on their way out deleted, whoever began it.
+    pub(crate) fn speed_leaving(&self, links: &BTreeMap<String, Link>) {
+        if links.keys().any(|name| is_leaving(name)) {
+            self.reaper.delete_group();
+        }
+    }
+
     /// Takes up what has changed about the node: the host port came, somebody made a tunnel of their own, a path got narrow.
-    /// Returns whether something has.
-    fn look_around(&mut self, links: &BTreeMap<String, Link>) -> bool {
-        let Some(desired) = &self.desired else { return false };
+    fn look_around(&mut self, links: &BTreeMap<String, Link>) {
+        let Some(desired) = &self.desired else { return };
         let facts = self.facts(links, &desired.snapshot);
-        let changed = facts != desired.facts;
-        if changed {
+        if facts != desired.facts {
             self.desired = Some(Desired::new(desired.snapshot.clone(), facts));
         }
-        changed
     }
 
     /// On a node whose tunnel is the kernel's, what an earlier fast path left.
@@ -88,15 +107,16 @@ impl KernelDataplane {
         Ok(self.capture.ensure(&desired.snapshot.settings, uplink, untouched)?.into_iter().collect())
     }
 
+    fn wanted_tunnel(&self) -> Option<Vxlan> {
+        self.desired.iter().flat_map(|desired| desired.objects.iter()).find_map(|object| match object {
+            Object::Vxlan(vxlan) => Some(vxlan.clone()),
+            _ => None,
+        })
+    }
+
     /// The tunnel device: none, or exactly the one that shall be.
     fn mend_tunnel(&mut self, links: &BTreeMap<String, Link>) -> Result<Option<String>, KernelError> {
-        let wanted =
-            self.desired.iter().flat_map(|desired| desired.objects.iter()).find_map(|object| match object {
-                Object::Vxlan(vxlan) => Some(vxlan.clone()),
-                _ => None,
-            });
-        let found = links.get(TUNNEL_LINK);
-        match (wanted, found) {
+        match (self.wanted_tunnel(), links.get(TUNNEL_LINK)) {
             (None, None) => Ok(None),
             (None, Some(_)) => {
                 remove_link(&mut self.netlink, TUNNEL_LINK)?;

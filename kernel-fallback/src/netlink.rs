@@ -13,6 +13,7 @@ use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::error::{KernelError, Refusal};
+use crate::sysctl::Sysctls;
 
 /// The longest datagram the kernel sends in a dump.
 const DATAGRAM: usize = 64 << 10;
@@ -29,6 +30,8 @@ pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
+    /// The settings of the same namespace.
+    sysctls: Sysctls,
 }
 
 impl Netlink {
@@ -47,7 +50,18 @@ impl Netlink {
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_cap_ack(true)?;
         socket.set_ext_ack(true)?;
-        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(DATAGRAM) })
+        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(DATAGRAM), sysctls: Sysctls::default() })
+    }
+
+    /// What comes without having been asked for, from now on: nothing waits for it.
+    pub(crate) fn into_listener(self) -> io::Result<Socket> {
+        self.socket.set_non_blocking(true)?;
+        Ok(self.socket)
+    }
+
+    /// The settings of the network namespace that this is a connection to.
+    pub(crate) fn sysctls(&mut self) -> &mut Sysctls {
+        &mut self.sysctls
     }
 
     /// Asks for a change and waits for the answer. `doing` names the change and its object, should it fail.
@@ -98,6 +112,12 @@ impl Netlink {
         let single = flags & (NLM_F_ACK | NLM_F_DUMP) == 0;
         while !self.receive(&mut answer)? && (!single || answer.records.is_empty()) {}
         Ok(answer)
+    }
+
+    /// How many messages were sent.
+    #[cfg(test)]
+    pub(crate) fn sent(&self) -> u32 {
+        self.sequence
     }
 
     /// The next message as it goes over the wire.

@@ -16,45 +16,47 @@ use crate::netlink::{Failure, Netlink};
 use crate::ruleset::{DROPS, TABLE};
 
 /// NFNL_SUBSYS_NFTABLES, the upper half of a message's kind; the lower is the message of nftables.
-const NFTABLES: u16 = 10 << 8;
-const NEW_ELEMENTS: u16 = NFTABLES | 12;
-const GET_ELEMENTS: u16 = NFTABLES | 13;
-const DELETE_ELEMENTS: u16 = NFTABLES | 14;
+pub(crate) const NFTABLES: u16 = 10 << 8;
+pub(crate) const NEW_ELEMENTS: u16 = NFTABLES | 12;
+pub(crate) const GET_ELEMENTS: u16 = NFTABLES | 13;
+pub(crate) const DELETE_ELEMENTS: u16 = NFTABLES | 14;
 const GET_GENERATION: u16 = NFTABLES | 16;
 const GET_OBJECT: u16 = NFTABLES | 19;
 /// `struct nfgenmsg`: family, version, resource.
 const HEADER: usize = 4;
-const FAMILY_INET: u8 = 1;
+pub(crate) const FAMILY_INET: u8 = 1;
 const GENERATION_ID: u16 = 1;
 /// NFNL_MSG_BATCH_BEGIN and …_END: what stands between them is one transaction.
 const BEGIN: u16 = 0x10;
 const END: u16 = 0x11;
 /// NLA_F_NESTED.
-const NESTED: u16 = 0x8000;
-const ELEMENTS_TABLE: u16 = 1;
-const ELEMENTS_SET: u16 = 2;
-const ELEMENTS: u16 = 3 | NESTED;
-const ELEMENT: u16 = 1 | NESTED;
-const ELEMENT_KEY: u16 = 1 | NESTED;
-const ELEMENT_DATA: u16 = 2 | NESTED;
-const ELEMENT_FLAGS: u16 = 3;
-const INTERVAL_END: u32 = 1;
+pub(crate) const NESTED: u16 = 0x8000;
+pub(crate) const ELEMENTS_TABLE: u16 = 1;
+pub(crate) const ELEMENTS_SET: u16 = 2;
+pub(crate) const ELEMENTS: u16 = 3 | NESTED;
+pub(crate) const ELEMENT: u16 = 1 | NESTED;
+pub(crate) const ELEMENT_KEY: u16 = 1 | NESTED;
+pub(crate) const ELEMENT_DATA: u16 = 2 | NESTED;
+pub(crate) const ELEMENT_FLAGS: u16 = 3;
+pub(crate) const ELEMENT_TIMEOUT: u16 = 4;
+pub(crate) const ELEMENT_EXPIRATION: u16 = 5;
+pub(crate) const INTERVAL_END: u32 = 1;
 const ELEMENT_KEY_END: u16 = 10 | NESTED;
-const ELEMENT_EXPRESSION: u16 = 7;
-const EXPRESSION_DATA: u16 = 2;
-const DATA_VALUE: u16 = 1;
+pub(crate) const ELEMENT_EXPRESSION: u16 = 7;
+pub(crate) const EXPRESSION_DATA: u16 = 2;
+pub(crate) const DATA_VALUE: u16 = 1;
 /// Elements in one message: what is nested has 16 bits for its length.
-const PIECE: usize = 400;
-const OBJECT_TABLE: u16 = 1;
-const OBJECT_NAME: u16 = 2;
-const OBJECT_TYPE: u16 = 3;
+pub(crate) const PIECE: usize = 400;
+pub(crate) const OBJECT_TABLE: u16 = 1;
+pub(crate) const OBJECT_NAME: u16 = 2;
+pub(crate) const OBJECT_TYPE: u16 = 3;
 const OBJECT_DATA: u16 = 4;
-const OBJECT_IS_COUNTER: u32 = 1;
+pub(crate) const OBJECT_IS_COUNTER: u32 = 1;
 const COUNTER_BYTES: u16 = 1;
 const COUNTER_PACKETS: u16 = 2;
 
 /// A record of nfnetlink, unread.
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(crate) struct Record {
     kind: u16,
     body: Vec<u8>,
@@ -83,6 +85,11 @@ impl NetlinkDeserializable for Record {
 }
 
 impl Record {
+    /// One that somebody else has read.
+    pub(crate) fn of(kind: u16, body: &[u8]) -> Self {
+        Self { kind, body: body.to_vec() }
+    }
+
     /// A question about a family with attributes.
     pub(crate) fn question(kind: u16, family: u8, attributes: &[(u16, &[u8])]) -> Self {
         let mut body = vec![family, 0, 0, 0];
@@ -90,6 +97,13 @@ impl Record {
             body.extend(attribute(*kind, value));
         }
         Self { kind, body }
+    }
+
+    /// A question about a resource, which has no family.
+    pub(crate) fn about(kind: u16, resource: u16, attributes: &[(u16, &[u8])]) -> Self {
+        let mut record = Self::question(kind, 0, attributes);
+        record.body[2..HEADER].copy_from_slice(&resource.to_be_bytes());
+        record
     }
 
     /// The beginning or the end of a transaction; it names the subsystem where others have their resource.
@@ -112,7 +126,7 @@ impl Record {
 }
 
 /// One attribute, padded.
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(crate) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
     let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
     bytes.extend(value);
@@ -154,7 +168,7 @@ pub(crate) fn ask(
     Ok(answer.map_err(|failure| failed(failure, doing))?.records)
 }
 
-fn failed(failure: Failure, doing: &str) -> KernelError {
+pub(crate) fn failed(failure: Failure, doing: &str) -> KernelError {
     match failure {
         Failure::Refused(source) => KernelError::Netlink { doing: doing.into(), source },
         Failure::Io(source) => KernelError::Io { doing: doing.into(), source },
@@ -172,15 +186,10 @@ pub(crate) fn generation(netlink: &mut Netlink) -> Result<u32, KernelError> {
     })
 }
 
-/// Takes elements of our table's sets away and brings others, in one transaction: all or nothing.
-pub(crate) fn change_elements(
-    netlink: &mut Netlink,
-    gone: &[Element],
-    new: &[Element],
-) -> Result<(), KernelError> {
-    let mut messages = vec![(Record::mark(BEGIN), 0)];
-    let asked = NLM_F_ACK | NLM_F_CREATE;
-    for (kind, flags, elements) in [(DELETE_ELEMENTS, NLM_F_ACK, gone), (NEW_ELEMENTS, asked, new)] {
+/// The messages that take elements of our table's sets away and bring others.
+pub(crate) fn elements(gone: &[Element], new: &[Element]) -> Vec<(Record, u16)> {
+    let mut messages = Vec::new();
+    for (kind, flags, elements) in [(DELETE_ELEMENTS, 0, gone), (NEW_ELEMENTS, NLM_F_CREATE, new)] {
         let mut sets: BTreeMap<&str, Vec<&Element>> = BTreeMap::new();
         elements.iter().for_each(|element| sets.entry(element.set()).or_default().push(element));
         for (set, elements) in sets {
@@ -188,8 +197,22 @@ pub(crate) fn change_elements(
             messages.extend(pieces.map(|piece| (Record::elements(kind, set, piece), flags)));
         }
     }
+    messages
+}
+
+/// Sends messages as one transaction: all or nothing.
+pub(crate) fn transact(
+    netlink: &mut Netlink,
+    mut messages: Vec<(Record, u16)>,
+    doing: &str,
+) -> Result<(), KernelError> {
+    // Whatever is refused is answered. One answer tells that nothing was; one for each of thousands would not fit the socket.
+    if let Some((_, flags)) = messages.last_mut() {
+        *flags |= NLM_F_ACK;
+    }
+    messages.insert(0, (Record::mark(BEGIN), 0));
     messages.push((Record::mark(END), 0));
-    netlink.transact(messages).map_err(|failure| failed(failure, "changing elements of nft sets"))
+    netlink.transact(messages).map_err(|failure| failed(failure, doing))
 }
 
 /// What a set has at the place of an element.
@@ -231,9 +254,9 @@ fn leads_to(record: &Record, data: &[u8]) -> bool {
     })
 }
 
-/// The counters of our table that are named by a reason; none when there is no table.
-pub(crate) fn counters(netlink: &mut Netlink) -> Result<Vec<(DropReason, Count)>, KernelError> {
-    let table = format!("{TABLE}\0");
+/// The counters of a table of ours that are named by a reason; none when there is no table.
+pub(crate) fn counters(netlink: &mut Netlink, table: &str) -> Result<Vec<(DropReason, Count)>, KernelError> {
+    let table = format!("{table}\0");
     let kind = OBJECT_IS_COUNTER.to_be_bytes();
     let question =
         Record::question(GET_OBJECT, FAMILY_INET, &[(OBJECT_TABLE, table.as_bytes()), (OBJECT_TYPE, &kind)]);
@@ -258,7 +281,7 @@ fn counter(record: &Record) -> Option<(DropReason, Count)> {
 }
 
 /// What a counter says.
-fn count_of(counter: &[u8]) -> Option<Count> {
+pub(crate) fn count_of(counter: &[u8]) -> Option<Count> {
     let number = |kind| part(counter, kind)?.try_into().ok().map(u64::from_be_bytes);
     Some(Count { packets: number(COUNTER_PACKETS)?, bytes: number(COUNTER_BYTES)? })
 }

@@ -6,7 +6,8 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use causeway_model::Count;
+use causeway_model::policy::{RuleId, RuleNumber};
+use causeway_model::{Count, Delta, EndpointKey, Snapshot};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +15,12 @@ use crate::desired::{Difference, Wanted};
 use crate::element::{BySet, Element, by_set};
 use crate::error::KernelError;
 use crate::netlink::Netlink;
-use crate::nfnetlink::{Found, change_elements, counters, find_element, generation, pod_drops};
+use crate::nfnetlink::{Found, counters, elements, find_element, generation, pod_drops, transact};
+use crate::policy::{self, Denied, PolicyTable};
 use crate::ruleset::{DROPS, Dropped, FILLED, Ruleset, TABLE, delta, drop_key};
+use crate::services::{self, Counted, Moved, ServicesTable};
+
+mod services_table;
 
 /// So often is the table loaded again when others change something meanwhile.
 const LOADS: usize = 3;
@@ -49,18 +54,113 @@ pub(crate) struct Nft {
     untouched: bool,
     /// The highest counts seen: they go on where they were when the table is loaded again.
     dropped: Dropped,
+    /// The table for policy, and the generation in which it was what was loaded.
+    policy: PolicyTable,
+    policy_generation: Option<u32>,
+    /// The same for services.
+    services: ServicesTable,
+    services_generation: Option<u32>,
+}
+
+/// What of a state has entries in tables of their own.
+#[derive(Debug, Default)]
+pub(crate) struct Things {
+    policy: BTreeSet<policy::Thing>,
+    services: BTreeSet<services::Thing>,
+}
+
+impl Things {
+    /// What changes are about.
+    pub(crate) fn of(deltas: &[Delta]) -> Self {
+        Self {
+            policy: deltas.iter().filter_map(policy::Thing::of).collect(),
+            services: deltas.iter().flat_map(services::Thing::of).collect(),
+        }
+    }
+}
+
+/// What is to be sent for them.
+#[derive(Default)]
+struct Pending {
+    policy: Option<policy::Pending>,
+    services: Option<services::Pending>,
 }
 
 impl Nft {
     pub(crate) fn new(memory: PathBuf) -> Result<Self, KernelError> {
         let netlink =
             Netlink::open(NETLINK_NETFILTER).map_err(KernelError::io("opening a netfilter socket"))?;
-        Ok(Self { netlink, memory, loaded: None, untouched: false, dropped: Dropped::default() })
+        Ok(Self {
+            netlink,
+            services: ServicesTable::new(memory_of_services(&memory)),
+            memory,
+            loaded: None,
+            untouched: false,
+            dropped: Dropped::default(),
+            policy: PolicyTable::default(),
+            policy_generation: None,
+            services_generation: None,
+        })
     }
 
-    /// Makes the table what it shall be; touches nothing that is so already, and does not even look when nobody has touched
+    /// Makes all tables what they shall be; touches nothing that is so already, and does not even look when nobody has touched
     /// anything since. Returns what was wrong, in words.
     pub(crate) fn ensure(
+        &mut self,
+        ruleset: &Ruleset,
+        elements: &Wanted<Element>,
+        snapshot: &Snapshot,
+    ) -> Result<Vec<String>, KernelError> {
+        let mut words = self.ensure_policy(snapshot)?;
+        words.extend(self.ensure_services(snapshot)?);
+        words.extend(self.ensure_table(ruleset, elements)?);
+        Ok(words)
+    }
+
+    fn ensure_policy(&mut self, snapshot: &Snapshot) -> Result<Vec<String>, KernelError> {
+        if !self.policy.is_loaded() {
+            self.load_policy(snapshot)?;
+            return Ok(vec![format!("loaded nft table inet {}", policy::TABLE)]);
+        }
+        let generation = generation(&mut self.netlink)?;
+        if self.policy_generation != Some(generation) {
+            let complaints = self.policy.compare(&mut self.netlink)?;
+            if !complaints.is_empty() {
+                self.policy.distrust();
+                self.load_policy(snapshot)?;
+                return Ok(complaints);
+            }
+            self.policy_generation = Some(generation);
+        }
+        let things = Things { policy: self.policy.differing(snapshot), ..Things::default() };
+        let changed = self.change(&Difference::default(), things, snapshot)?;
+        self.policy.refresh_stamps()?;
+        Ok(changed
+            .then(|| format!("changed elements of nft table inet {}", policy::TABLE))
+            .into_iter()
+            .collect())
+    }
+
+    /// What another hand changes in the moment of loading must not pass for ours.
+    fn load_policy(&mut self, snapshot: &Snapshot) -> Result<(), KernelError> {
+        self.policy_generation = None;
+        for _ in 0..LOADS {
+            let before = generation(&mut self.netlink)?;
+            self.policy.load(&mut self.netlink, snapshot)?;
+            let after = generation(&mut self.netlink)?;
+            self.policy_generation = (after == before.wrapping_add(1)).then_some(after);
+            follow(&mut self.services_generation, before, after);
+            if let Some(loaded) = &mut self.loaded {
+                follow(&mut loaded.generation, before, after);
+            }
+            if self.policy_generation.is_some() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn ensure_table(
         &mut self,
         ruleset: &Ruleset,
         elements: &Wanted<Element>,
@@ -93,7 +193,7 @@ impl Nft {
         let gone = loaded.elements.iter().filter(|element| !elements.contains(element)).cloned().collect();
         let new = elements.iter().filter(|element| !loaded.elements.contains(element)).cloned().collect();
         let difference = Difference { gone, new };
-        self.change(&difference)?;
+        self.transact(&difference, Pending::default())?;
         let changed = difference.gone.len() + difference.new.len();
         Ok(if changed == 0 { Vec::new() } else { vec![format!("changed {changed} elements of nft sets")] })
     }
@@ -103,25 +203,109 @@ impl Nft {
         self.untouched
     }
 
-    /// Changes elements in one transaction.
-    pub(crate) fn change(&mut self, difference: &Difference<Element>) -> Result<(), KernelError> {
-        if difference.gone.is_empty() && difference.new.is_empty() {
-            return Ok(());
+    /// Changes elements of all tables in one transaction; returns whether there was anything to change.
+    pub(crate) fn change(
+        &mut self,
+        difference: &Difference<Element>,
+        things: Things,
+        snapshot: &Snapshot,
+    ) -> Result<bool, KernelError> {
+        let pending = Pending {
+            policy: self.policy.prepare(things.policy, snapshot)?,
+            services: self.services.prepare(things.services, snapshot),
+        };
+        self.transact(difference, pending)
+    }
+
+    fn transact(
+        &mut self,
+        difference: &Difference<Element>,
+        mut pending: Pending,
+    ) -> Result<bool, KernelError> {
+        let mut messages = Vec::new();
+        let Pending { policy, services } = &mut pending;
+        messages.extend(policy.iter_mut().flat_map(|pending| std::mem::take(&mut pending.gone)));
+        messages.extend(elements(&difference.gone, &difference.new));
+        messages.extend(policy.iter_mut().flat_map(|pending| std::mem::take(&mut pending.new)));
+        messages.extend(services.iter_mut().flat_map(|pending| std::mem::take(&mut pending.gone)));
+        messages.extend(services.iter_mut().flat_map(|pending| std::mem::take(&mut pending.new)));
+        if messages.is_empty() {
+            self.take_note(pending, None)?;
+            return Ok(false);
         }
         let before = generation(&mut self.netlink)?;
         // By netlink, not by nft: starting it would take longer than all the rest of an attachment.
-        change_elements(&mut self.netlink, &difference.gone, &difference.new)?;
+        transact(&mut self.netlink, messages, "changing elements of nft sets")?;
         let after = generation(&mut self.netlink)?;
+        follow(&mut self.policy_generation, before, after);
+        follow(&mut self.services_generation, before, after);
         if let Some(loaded) = &mut self.loaded {
-            // Sure only if nobody had touched it before and ours is the only transaction since.
-            let untouched = loaded.generation == Some(before) && after == before.wrapping_add(1);
-            loaded.generation = untouched.then_some(after);
+            follow(&mut loaded.generation, before, after);
             for element in &difference.gone {
                 loaded.elements.remove(element);
             }
             loaded.elements.extend(difference.new.iter().cloned());
         }
+        self.take_note(pending, Some(after))?;
+        Ok(true)
+    }
+
+    /// What was sent is in force, since this generation.
+    fn take_note(&mut self, pending: Pending, generation_then: Option<u32>) -> Result<(), KernelError> {
+        if let Some(pending) = pending.policy {
+            self.policy.done(pending);
+        }
+        if let Some(pending) = pending.services {
+            let chains = pending.has_chains();
+            self.services.done(pending);
+            if chains {
+                self.services.note_chains(&mut self.netlink)?;
+                // What another hand changed meanwhile must not pass for ours.
+                if Some(generation(&mut self.netlink)?) != generation_then
+                    || self.services_generation.is_none()
+                {
+                    self.services.distrust();
+                }
+            }
+        }
         Ok(())
+    }
+
+    /// Which services changed so that flows to them may have to begin anew, since the last call.
+    pub(crate) fn take_moved(&mut self) -> Moved {
+        self.services.take_moved()
+    }
+
+    /// What services have dropped, and the connections begun at their frontends.
+    pub(crate) fn served(&mut self) -> Result<Counted, KernelError> {
+        self.services.counted(&mut self.netlink)
+    }
+
+    /// Numbers are given to rules, whose counts begin.
+    pub(crate) fn begin_counts(&mut self, deltas: &[Delta]) {
+        self.policy.begin_counts(&mut self.netlink, deltas);
+    }
+
+    /// What policy has denied.
+    pub(crate) fn denied(&mut self) -> Result<Denied, KernelError> {
+        self.policy.denied(&mut self.netlink)
+    }
+
+    /// The rule that had a number at a time.
+    pub(crate) fn rule_at(&self, number: RuleNumber, at: u64) -> Option<RuleId> {
+        self.policy.rule_at(number, at)
+    }
+
+    /// What is missing of what an endpoint's connections are judged and led by.
+    pub(crate) fn check_policy(&mut self, endpoint: &EndpointKey) -> Result<Vec<String>, KernelError> {
+        let mut wrong = self.policy.check(&mut self.netlink, endpoint)?;
+        if self.policy_generation != Some(generation(&mut self.netlink)?) {
+            wrong.extend(self.policy.compare(&mut self.netlink)?);
+        }
+        if self.services_generation != Some(generation(&mut self.netlink)?) {
+            wrong.extend(self.services.compare(&mut self.netlink)?);
+        }
+        Ok(wrong)
     }
 
     /// What is missing of what guards: chains that are not ours, elements that are not there. The kernel is asked for each.
@@ -158,7 +342,7 @@ impl Nft {
 
     /// What was dropped since the table was first loaded.
     pub(crate) fn dropped(&mut self) -> Result<&Dropped, KernelError> {
-        for (reason, count) in counters(&mut self.netlink)? {
+        for (reason, count) in counters(&mut self.netlink, TABLE)? {
             rise(self.dropped.of_all.entry(reason).or_default(), count);
         }
         for (link, reason, count) in pod_drops(&mut self.netlink)? {
@@ -241,7 +425,10 @@ impl Nft {
             tracing::debug!(%error, "counters of the old table are lost");
         }
         let document = ruleset.document(elements.iter(), &self.dropped);
+        let before = generation(&mut self.netlink)?;
         let (generation, listing) = self.load_untouched(&document)?;
+        follow(&mut self.policy_generation, before, generation.unwrap_or(before));
+        follow(&mut self.services_generation, before, generation.unwrap_or(before));
         let chains = chains(&listing);
         // Whatever is listed differently right now is a matter of how this nft writes, or of another hand in this
         // very moment; loading again and again would help neither.
@@ -272,6 +459,11 @@ impl Nft {
     }
 }
 
+/// What was so before a transaction of ours is so behind it. Sure only if nobody had touched it before and ours is the only one.
+fn follow(known: &mut Option<u32>, before: u32, after: u32) {
+    *known = (*known == Some(before) && after == before.wrapping_add(1)).then_some(after);
+}
+
 /// A counter never goes back but with its table.
 fn rise(highest: &mut Count, count: Count) {
     if count.packets >= highest.packets {
@@ -282,15 +474,23 @@ fn rise(highest: &mut Count, count: Count) {
 /// Takes our table away.
 pub(crate) fn remove(memory: &Path) -> Vec<KernelError> {
     // `add` before `delete`: deleting what is not there would be refused.
-    let text: String = ["inet", "netdev"]
-        .map(|family| format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n"))
-        .concat();
-    let forgotten = match fs::remove_file(memory) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+    let text: String =
+        [("inet", TABLE), ("netdev", TABLE), ("inet", policy::TABLE), ("inet", services::TABLE)]
+            .map(|(family, table)| format!("add table {family} {table}\ndelete table {family} {table}\n"))
+            .concat();
+    let forget = |path: &Path| match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(KernelError::io(format!("removing {}", path.display()))(error))
+        }
         _ => Ok(()),
     };
-    let forgotten = forgotten.map_err(KernelError::io(format!("removing {}", memory.display())));
-    [run(&text, "removing our tables"), forgotten].into_iter().filter_map(Result::err).collect()
+    let forgotten = [memory, &memory_of_services(memory)].map(forget);
+    [run(&text, "removing our tables")].into_iter().chain(forgotten).filter_map(Result::err).collect()
+}
+
+/// Where what was loaded of services is remembered, beside what was loaded of the rest.
+fn memory_of_services(memory: &Path) -> PathBuf {
+    memory.with_extension("services")
 }
 
 pub(crate) fn run(document: &str, doing: &str) -> Result<(), KernelError> {

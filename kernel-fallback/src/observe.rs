@@ -7,7 +7,8 @@ use causeway_model::{IpNetwork, MacAddr};
 use netlink_packet_core::NLM_F_REQUEST;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Stats64,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, Inet6DevConf, InetDevConf, InfoData, InfoKind, InfoVxlan,
+    LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Stats64,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -23,6 +24,7 @@ use crate::error::KernelError;
 use crate::install::vxlan_attributes;
 use crate::netlink::{Failure, Netlink};
 use crate::objects::{LinkState, Object, ROUTE_PROTOCOL, ROUTE_TABLE, RULE_PRIORITY, Route, Vxlan, Way};
+use crate::sysctl;
 
 /// A network interface.
 #[derive(Clone, Debug)]
@@ -34,11 +36,15 @@ pub(crate) struct Link {
     pub(crate) up: bool,
     /// Somebody is at its other end.
     pub(crate) carrier: bool,
+    /// What is sent by it is sent.
+    pub(crate) running: bool,
     /// The index of its other end, in the namespace where that is.
     pub(crate) peer: Option<u32>,
     pub(crate) stats: Stats64,
     kind: Option<InfoKind>,
     vxlan: Vec<InfoVxlan>,
+    ipv4: Option<InetDevConf>,
+    ipv6: Option<Inet6DevConf>,
 }
 
 impl Link {
@@ -50,10 +56,13 @@ impl Link {
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
             carrier: message.header.flags.contains(LinkFlags::LowerUp),
+            running: message.header.flags.contains(LinkFlags::Running),
             peer: None,
             stats: Stats64::default(),
             kind: None,
             vxlan: Vec::new(),
+            ipv4: None,
+            ipv6: None,
         };
         for attribute in message.attributes {
             match attribute {
@@ -63,6 +72,7 @@ impl Link {
                 LinkAttribute::Link(index) => link.peer = Some(index),
                 LinkAttribute::Stats64(stats) => link.stats = stats,
                 LinkAttribute::LinkInfo(infos) => link.learn(infos),
+                LinkAttribute::AfSpecUnspec(families) => link.learn_settings(families),
                 _ => {}
             }
         }
@@ -76,6 +86,51 @@ impl Link {
                 LinkInfo::Data(InfoData::Vxlan(vxlan)) => self.vxlan = vxlan,
                 _ => {}
             }
+        }
+    }
+
+    fn learn_settings(&mut self, families: Vec<AfSpecUnspec>) {
+        for family in families {
+            match family {
+                AfSpecUnspec::Inet(parts) => {
+                    self.ipv4 = parts.into_iter().find_map(|part| match part {
+                        AfSpecInet::DevConf(settings) => Some(settings),
+                        _ => None,
+                    });
+                }
+                AfSpecUnspec::Inet6(parts) => {
+                    self.ipv6 = parts.into_iter().find_map(|part| match part {
+                        AfSpecInet6::DevConf(settings) => Some(settings),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The value of a setting by its path below /proc/sys, of those that we make: the kernel tells them with the link.
+    pub(crate) fn setting(&self, path: &str) -> Option<i32> {
+        let (family, of_link) = path.strip_prefix("net/")?.split_once("/conf/")?;
+        let name = of_link.strip_prefix(self.name.as_str())?.strip_prefix('/')?;
+        match family {
+            "ipv4" => self.ipv4.and_then(|ipv4| match name {
+                "forwarding" => Some(ipv4.forwarding),
+                "rp_filter" => Some(ipv4.rp_filter),
+                "arp_ignore" => Some(ipv4.arp_ignore),
+                "accept_local" => Some(ipv4.accept_local),
+                sysctl::ROUTE_LOCALNET => Some(ipv4.route_localnet),
+                _ => None,
+            }),
+            "ipv6" => self.ipv6.and_then(|ipv6| match name {
+                "forwarding" => Some(ipv6.forwarding),
+                "disable_ipv6" => Some(ipv6.disable_ipv6),
+                "addr_gen_mode" => Some(ipv6.addr_gen_mode),
+                "accept_ra" => Some(ipv6.accept_ra),
+                "accept_dad" => Some(ipv6.accept_dad),
+                _ => None,
+            }),
+            _ => None,
         }
     }
 
@@ -326,4 +381,41 @@ pub(crate) fn our_rules(netlink: &mut Netlink) -> Result<Vec<RuleMessage>, Kerne
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::thread;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+    use crate::desired::link_sysctls;
+
+    /// Else a look reads a file for each of them, of every pod.
+    #[test]
+    fn every_setting_that_we_make_is_told_with_its_link() {
+        let more = [("ipv4", "rp_filter", "2"), ("ipv4", "arp_ignore", "1"), ("ipv4", "accept_local", "1")];
+        let loopback = [("ipv4", sysctl::ROUTE_LOCALNET, "1")];
+        let look = move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
+            let words = ["link", "add", "cwp0", "type", "veth", "peer", "name", "eth0"];
+            assert!(Command::new("ip").args(words).status().unwrap().success());
+            let mut netlink = Netlink::route().unwrap();
+            for object in link_sysctls("cwp0", &[&more[..], &loopback[..]].concat()) {
+                let Object::Sysctl(setting) = object else { continue };
+                // One that it does not have by itself.
+                let other = match setting.path.rsplit('/').next() {
+                    Some("accept_dad" | "accept_ra") => "2",
+                    Some("addr_gen_mode") => "3",
+                    _ => "1",
+                };
+                netlink.sysctls().write(&setting.path, other).unwrap();
+                let listed = links(&mut netlink).unwrap()["cwp0"].setting(&setting.path);
+                assert_eq!(listed.map(|value| value.to_string()).as_deref(), Some(other), "{}", setting.path);
+            }
+        };
+        thread::spawn(look).join().unwrap();
+    }
 }

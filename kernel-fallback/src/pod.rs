@@ -43,7 +43,7 @@ pub fn check(
         let objects = objects(&mut netlink, interface, endpoint)?;
         // Settings are the pod's own to change, as long as it keeps what they were for.
         for object in objects.into_iter().filter(|object| !matches!(object, Object::Sysctl(_))) {
-            wrong.extend(check::complaint(&object, &found, &links)?);
+            wrong.extend(check::complaint(&mut netlink, &object, &found, &links)?);
         }
         if link.up && !link.carrier {
             wrong.push(format!("link {interface} has no carrier: nothing is at its other end"));

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
-use causeway_model::{Count, DropReason, Family, IpNetwork, LinkName, Settings, TunnelOwner};
+use causeway_model::{Count, DropReason, Family, IpNetwork, LinkName, NameServer, Settings, TunnelOwner};
 
 use crate::desired::flatten;
 use crate::element::{BySet, Element, by_set};
 use crate::host_ports;
+use crate::names;
 use crate::objects::{HOST_LINK, TUNNEL_LINK};
 
 /// The name of our table.
@@ -29,6 +30,7 @@ pub(crate) struct Ruleset {
     pod_prefixes: Vec<IpNetwork>,
     /// How many connections each address of a pod may have.
     connections: Option<u32>,
+    names: NameServer,
     /// The chains that lead ports of the node to pods.
     host_ports: String,
 }
@@ -42,6 +44,7 @@ impl Ruleset {
             kernel_tunnel: settings.tunnel == TunnelOwner::Kernel,
             pod_prefixes: flatten(settings.node.pod_prefixes.iter().copied()),
             connections: settings.connections.per_endpoint,
+            names: settings.names.clone(),
             host_ports: host_ports::chains(settings),
         }
     }
@@ -70,6 +73,7 @@ impl Ruleset {
         text.push_str(&self.guard_pods());
         text.push_str(&self.guard_fragments());
         text.push_str(&self.guard_connections());
+        text.push_str(&names::chains(&self.names));
         text.push_str(&drops());
         text.push_str(&if self.kernel_tunnel { self.guard_tunnel() } else { self.guard_port() });
         text.push_str(&self.host_ports);
@@ -141,6 +145,15 @@ impl Ruleset {
             };
             let nobody = Side::From.refuse(DropReason::NoSuchEndpoint);
             let _ = writeln!(text, "  {header} daddr {prefix} {header} daddr != @{set} {nobody}");
+        }
+        if !self.kernel_tunnel {
+            // Another node's own packets to a pod come through the tunnel; what it asks of this node is not for a pod yet.
+            let spoofed = refuse(DropReason::SpoofedAddress);
+            for (header, number) in [("ip", 4), ("ip6", 6)] {
+                let (peer, pod) = (format!("saddr @peers{number}"), format!("daddr @fast_pods{number}"));
+                let _ =
+                    writeln!(text, "  iifname != \"{HOST_LINK}\" {header} {peer} {header} {pod} {spoofed}");
+            }
         }
         let (no_port, mac, address, tunnel) = (
             refuse(DropReason::NoSuchPort),
@@ -242,7 +255,7 @@ impl Ruleset {
  }}
 "
         );
-        hooks + &self.outer() + &self.inner() + &self.departing()
+        hooks + &self.outer() + &self.inner() + &self.departing() + &transit()
     }
 
     /// What the tunnel device sends. It hides the mark "congested" from the outer header (RFC 3168 §9.1.1), where RFC 6040
@@ -330,7 +343,8 @@ impl Ruleset {
     }
 
     /// What pods may begin. It runs behind connection tracking and behind any rewriting of destinations, wherever packets of pods
-    /// pass: a packet that belongs to a connection goes on, whatever else is said.
+    /// pass: a packet that belongs to a connection goes on, whatever else is said. So does what the node itself says of a packet,
+    /// which may have been of none.
     fn guard_connections(&self) -> String {
         let pods = LinkName::POD_PREFIX;
         let mut text = format!(
@@ -345,6 +359,8 @@ impl Ruleset {
  }}
  chain from_node {{
   type filter hook output priority -5; policy accept;
+  icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} return
+  icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }} return
   oifname \"{pods}*\" jump connections_to
  }}
 "
@@ -379,6 +395,23 @@ impl Ruleset {
         }
         text
     }
+}
+
+/// What comes out of the tunnel leaves it here, for this node or its pods: nobody is led through it to elsewhere, but by who
+/// has asked a port of this node that another node's pod serves.
+fn transit() -> String {
+    let (pods, no_route) = (LinkName::POD_PREFIX, refuse(DropReason::NoRoute));
+    format!(
+        " chain transit {{
+  type filter hook forward priority -6; policy accept;
+  iifname \"{TUNNEL_LINK}\" oifname != \"{pods}*\" jump elsewhere
+ }}
+ chain elsewhere {{
+  ct status dnat return
+  {no_route}
+ }}
+"
+    )
 }
 
 /// What was dropped so far.
@@ -478,8 +511,10 @@ fn drops() -> String {
     text
 }
 
-fn refuse(reason: DropReason) -> String {
-    format!("counter name \"{reason}\" drop")
+pub(crate) fn refuse(reason: DropReason) -> String {
+    // Where nobody is the node's own route says so to the sender.
+    let verdict = if reason == DropReason::NoSuchEndpoint { "accept" } else { "drop" };
+    format!("counter name \"{reason}\" {verdict}")
 }
 
 /// One transaction that takes elements away and brings others.

@@ -12,7 +12,7 @@ use crate::error::KernelError;
 use crate::netlink::Netlink;
 use crate::objects::{LinkState, Object, ObjectId, is_governed};
 use crate::observe::{self, Link};
-use crate::{shaping, sysctl};
+use crate::shaping;
 
 /// What shall be there, to be compared with what is.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Survey {
 pub struct Sight {
     /// Objects that seem to be missing, or to be too many. What has changed meanwhile may be among them.
     suspects: Vec<Object>,
+    /// The links that were there.
+    links: BTreeMap<String, Link>,
 }
 
 impl Survey {
@@ -33,7 +35,7 @@ impl Survey {
         let mut netlink = Netlink::route()?;
         let links = observe::links(&mut netlink)?;
         let Difference { missing, surplus } = difference(&mut netlink, &links, &self.objects)?;
-        Ok(Sight { suspects: missing.into_iter().chain(surplus).collect() })
+        Ok(Sight { suspects: missing.into_iter().chain(surplus).collect(), links })
     }
 }
 
@@ -54,8 +56,24 @@ impl KernelDataplane {
 
     /// Mends what a survey has seen, and what only who holds all of this can look at. Returns what was mended, in words.
     pub fn mend_seen(&mut self, sight: &Sight) -> Result<Vec<String>, KernelError> {
-        let suspicious = sight.is_suspicious(&self.changed);
-        self.reconcile_from(suspicious)
+        if sight.is_suspicious(&self.changed) || self.are_odd(&sight.links) || self.has_lost(&sight.links) {
+            // Only now all of it is looked at once more, while everybody waits.
+            return self.reconcile();
+        }
+        self.speed_leaving(&sight.links);
+        self.reconcile_unseen()
+    }
+
+    /// Whether an endpoint had no link although it lives and nobody has touched it meanwhile.
+    fn has_lost(&self, links: &BTreeMap<String, Link>) -> bool {
+        let Some(desired) = &self.desired else { return false };
+        let touched: BTreeSet<&str> = self.changed.iter().filter_map(Object::link).collect();
+        desired.veths().any(|endpoint| {
+            let name = endpoint.key.link_name();
+            !links.contains_key(name.as_str())
+                && !touched.contains(name.as_str())
+                && self.lives(&endpoint.key)
+        })
     }
 }
 
@@ -77,7 +95,7 @@ pub(crate) fn difference(
     for object in desired.iter() {
         wanted.insert(object.id(), object);
         let hangs_on_nothing = object.link().is_some_and(|link| !links.contains_key(link));
-        if !hangs_on_nothing && !is_right(object, &found, links)? {
+        if !hangs_on_nothing && !is_right(netlink, object, &found, links)? {
             missing.push(object.clone());
         }
     }
@@ -89,6 +107,7 @@ pub(crate) fn difference(
 }
 
 fn is_right(
+    netlink: &mut Netlink,
     object: &Object,
     found: &BTreeSet<Object>,
     links: &BTreeMap<String, Link>,
@@ -97,7 +116,12 @@ fn is_right(
         // The device is made right before.
         Object::Vxlan(_) => Ok(true),
         Object::Sysctl(setting) => {
-            let value = sysctl::read(&setting.path)?;
+            // Of a thousand links it is told with the links, not read from as many files.
+            let listed = setting.link.as_ref().and_then(|link| links.get(link)?.setting(&setting.path));
+            if let Some(value) = listed {
+                return Ok(setting.value.parse() == Ok(value));
+            }
+            let value = netlink.sysctls().read(&setting.path)?;
             Ok(value.is_none_or(|value| value == setting.value))
         }
         Object::Link(LinkState { name, mac: None, mtu }) => {
@@ -110,4 +134,42 @@ fn is_right(
 /// A link's state cannot be taken away, and a pod's link that no endpoint has is left to whoever removes it: what comes from it is refused.
 fn is_removable(object: &Object) -> bool {
     !matches!(object.id(), ObjectId::Link(_) | ObjectId::Vxlan | ObjectId::Sysctl(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::thread;
+
+    use causeway_model::{Dataplane, TunnelOwner, Update};
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+    use crate::KernelOptions;
+    use crate::desired::tests::state;
+
+    #[test]
+    fn who_holds_the_data_path_up_lists_nothing_where_a_look_found_nothing() {
+        let look = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
+            let directory = tempfile::tempdir().unwrap();
+            let state_file = directory.path().join("sysctls.json");
+            let options = KernelOptions { state: state_file, mask_reserved_bits: false };
+            let mut dataplane = KernelDataplane::new(options).unwrap();
+            dataplane.apply(Update::Whole(&state(TunnelOwner::Kernel))).unwrap();
+            let mut asked = || {
+                let sight = dataplane.survey().unwrap().look().unwrap();
+                let before = dataplane.netlink.sent();
+                let mended = dataplane.mend_seen(&sight).unwrap();
+                (mended.is_empty(), dataplane.netlink.sent() - before)
+            };
+            assert_eq!(asked(), (true, 0));
+            let words = ["link", "set", "cw-vxlan", "mtu", "1400"];
+            assert!(Command::new("ip").args(words).status().unwrap().success());
+            let (whole, requests) = asked();
+            assert!(!whole && requests > 0);
+            assert_eq!(asked(), (true, 0));
+        };
+        thread::spawn(look).join().unwrap();
+    }
 }

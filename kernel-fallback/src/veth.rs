@@ -1,6 +1,8 @@
 //! A pod's pair of interfaces: one end on the node, the other in the pod.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use causeway_model::{Endpoint, GATEWAY_MAC};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -12,6 +14,7 @@ use crate::error::KernelError;
 use crate::install::remove_link;
 use crate::netlink::Netlink;
 use crate::objects::HOST_END_MTU;
+use crate::observe;
 
 /// A pair that has just been made; dropped, it is taken away again.
 #[must_use = "dropped, the pair is taken away again"]
@@ -72,5 +75,26 @@ pub(crate) fn create(
             Err(KernelError::InterfaceExists(interface.clone()))
         }
         Err(error) => Err(error),
+    }
+}
+
+/// How long the kernel may take to open a link's queue; it takes as long as its workers wait for a processor.
+const OPENS_WITHIN: Duration = Duration::from_secs(2);
+
+/// Waits until the node's end of a pair sends what it is given. It is brought up first, and the kernel opens its queue only when one
+/// of its workers gets round to the carrier that the pod's end brought (linkwatch): until then every packet to the pod is lost.
+pub(crate) fn await_open(netlink: &mut Netlink, name: &str) -> Result<(), KernelError> {
+    let begun = Instant::now();
+    loop {
+        // Since Linux 6.8 the question alone makes it so.
+        let link = observe::link(netlink, name)?.ok_or_else(|| KernelError::NoLink(name.to_owned()))?;
+        if link.running {
+            return Ok(());
+        }
+        if begun.elapsed() > OPENS_WITHIN {
+            let source = std::io::Error::from(std::io::ErrorKind::TimedOut);
+            return Err(KernelError::Io { doing: format!("waiting for link {name} to run"), source });
+        }
+        sleep(Duration::from_millis(1));
     }
 }

@@ -94,12 +94,19 @@ impl Watcher {
         let patience = Instant::now() + PATIENCE;
         while Instant::now() < patience {
             match self.poll(QUIET)? {
-                Woken::Changed => drop(self.drain()?),
+                Woken::Changed => self.ignore()?,
                 Woken::TimedOut => break,
                 Woken::Stopped => return Ok(Woken::Stopped),
             }
         }
         Ok(Woken::Changed)
+    }
+
+    /// Waits for so long, or until stopped, whatever changes meanwhile: the next wait ends by it.
+    pub fn rest(&self, time: Duration) {
+        let mut stop = [PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
+        // What fails or is interrupted makes a rest shorter.
+        let _ = poll(&mut stop, PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX));
     }
 
     fn poll(&self, timeout: Duration) -> io::Result<Woken> {
@@ -118,6 +125,12 @@ impl Watcher {
         }
     }
 
+    /// Takes in everything that has come, where it is known already that something concerns us.
+    fn ignore(&self) -> io::Result<()> {
+        read_all(&self.route, |_, _| false)?;
+        read_all(&self.nftables, |_, _| false).map(drop)
+    }
+
     /// Takes in everything that has come; true when any of it concerns us.
     fn drain(&self) -> io::Result<bool> {
         let concerned = read_all(&self.route, route_concerns_us)?;
@@ -125,7 +138,7 @@ impl Watcher {
     }
 }
 
-fn listen(protocol: isize) -> io::Result<Socket> {
+pub(crate) fn listen(protocol: isize) -> io::Result<Socket> {
     let mut socket = Socket::new(protocol)?;
     socket.bind(&SocketAddr::new(0, 0))?;
     socket.set_non_blocking(true)?;
@@ -148,7 +161,7 @@ fn read_all(socket: &Socket, concerns_us: impl Fn(u16, &[u8]) -> bool) -> io::Re
 }
 
 /// The records of a datagram: kind and body (`struct nlmsghdr`).
-fn records(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn records(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let [a, b, c, d, e, f, ..] = *rest else { return None };

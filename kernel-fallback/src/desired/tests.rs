@@ -15,7 +15,7 @@ fn node(number: u8, underlay: &[&str], prefixes: &[&str]) -> Node {
     }
 }
 
-fn state(tunnel: TunnelOwner) -> Snapshot {
+pub(crate) fn state(tunnel: TunnelOwner) -> Snapshot {
     Snapshot::new(Settings {
         overlay: Overlay { vni: 51717.try_into().unwrap(), port: 4789 },
         node: node(1, &["192.0.2.1", "2001:db8::1"], &["10.70.1.0/24", "fd70:0:0:1::/64"]),
@@ -24,6 +24,9 @@ fn state(tunnel: TunnelOwner) -> Snapshot {
         uplink: causeway_model::UplinkKind::HostRouted,
         pod_mtu: 1450,
         connections: Default::default(),
+        host_services: Default::default(),
+        masquerade: None,
+        names: Default::default(),
     })
 }
 
@@ -47,6 +50,7 @@ fn endpoint(number: u8, path: Path) -> Endpoint {
         port_mappings: Vec::new(),
         bandwidth: Default::default(),
         deny_new: false,
+        policy: Default::default(),
     }
 }
 
@@ -175,9 +179,9 @@ fn on_a_fast_node_peers_are_behind_the_host_port_once_it_is_there() {
         reached,
         [
             "tunnelled4: 10.70.2.0/24",
-            "tunnelled4: 192.0.2.2",
-            "tunnelled6: 2001:db8::2",
-            "tunnelled6: fd70:0:0:2::/64"
+            "tunnelled6: fd70:0:0:2::/64",
+            "peers4: 192.0.2.2",
+            "peers6: 2001:db8::2"
         ]
     );
     let with = Desired::new(state(TunnelOwner::FastPath), facts(true));

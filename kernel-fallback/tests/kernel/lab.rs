@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use causeway_kernel_fallback::{KernelDataplane, KernelOptions, namespace};
 use causeway_model::{
-    Dataplane, Delta, Endpoint, EndpointKey, Identity, MacAddr, Node, NodeId, Overlay, Path, PortKind,
-    Settings, Snapshot, TunnelOwner, Update,
+    Dataplane, Delta, Endpoint, EndpointKey, Identity, MacAddr, NameServer, Node, NodeId, Overlay, Path,
+    PortKind, Settings, Snapshot, TunnelOwner, Update,
 };
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -57,6 +57,22 @@ impl Namespace {
     pub fn ping(&self, to: IpAddr, more: &str) -> bool {
         self.succeeds(&format!("ping -n -c 1 -W 2 {more} {to}"))
     }
+}
+
+/// The nft rules of a namespace, but for what every change or every load of policy numbers anew.
+pub fn ruleset(ns: &Namespace) -> Vec<String> {
+    const NUMBERED: [&str; 5] = ["stamps4", "stamps6", "current4", "current6", "phase"];
+    let mut numbered = false;
+    let mut lines = Vec::new();
+    for line in ns.run("nft -s list ruleset").lines().map(str::trim) {
+        if let ["map" | "set", name, "{"] = line.split(' ').collect::<Vec<_>>()[..] {
+            numbered = NUMBERED.contains(&name);
+            lines.push(line.to_owned());
+        } else if !numbered {
+            lines.push(line.to_owned());
+        }
+    }
+    lines
 }
 
 impl Drop for Namespace {
@@ -135,6 +151,9 @@ pub fn settings(node: Node, tunnel: TunnelOwner) -> Settings {
         uplink: causeway_model::UplinkKind::HostRouted,
         pod_mtu: if tunnel_address.is_ipv4() { 1450 } else { 1430 },
         connections: Default::default(),
+        host_services: Default::default(),
+        masquerade: None,
+        names: NameServer::default(),
         tunnel_address,
         node,
         tunnel,
@@ -248,6 +267,7 @@ impl LabNode {
             port_mappings: Vec::new(),
             bandwidth: Default::default(),
             deny_new: false,
+            policy: Default::default(),
         }
     }
 

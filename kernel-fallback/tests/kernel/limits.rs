@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use causeway_model::{Bandwidth, RateLimit};
 
-use crate::lab::{Lab, Namespace, UNDERLAY};
+use crate::lab::{Lab, Namespace, UNDERLAY, ruleset};
 
 fn disciplines(ns: &Namespace) -> Vec<String> {
     let said = ns.run("tc qdisc show");
@@ -15,7 +15,7 @@ fn disciplines(ns: &Namespace) -> Vec<String> {
 fn limits_are_right_as_they_are_made_and_put_right_when_they_are_not() {
     let mut lab = Lab::new(1, &UNDERLAY);
     let node = &mut lab.nodes[0];
-    let before = (node.ns.run("ip -br link"), node.ns.run("nft -s list ruleset"));
+    let before = (node.ns.run("ip -br link"), ruleset(&node.ns));
     let mut endpoint = node.new_endpoint();
     // Beyond what 32 bits hold, and less than one frame.
     let (wide, narrow) =
@@ -53,5 +53,23 @@ fn limits_are_right_as_they_are_made_and_put_right_when_they_are_not() {
     while node.ns.run("ip -br link").contains("cwx") && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!((node.ns.run("ip -br link"), node.ns.run("nft -s list ruleset")), before);
+    assert_eq!((node.ns.run("ip -br link"), ruleset(&node.ns)), before);
+}
+
+#[test]
+fn a_link_is_gone_within_a_second_though_others_are_made_all_the_while() {
+    let mut lab = Lab::new(1, &UNDERLAY);
+    let pod = lab.add_pod(0);
+    let node = &mut lab.nodes[0];
+    node.unplug(&pod.endpoint);
+    let began = Instant::now();
+    let mut pods = Vec::new();
+    let mut seen = Duration::ZERO;
+    while began.elapsed() < Duration::from_millis(1500) {
+        pods.push(node.add_pod());
+        if node.ns.run("ip -br link").contains("cwx") {
+            seen = began.elapsed();
+        }
+    }
+    assert!(seen < Duration::from_secs(1), "it is there still after {seen:?}");
 }

@@ -8,7 +8,7 @@ use causeway_kernel_fallback::{KernelDataplane, pod};
 use causeway_model::{Dataplane, DataplaneError, Delta, Path, PortKind, TunnelOwner};
 use std::os::fd::AsFd;
 
-use crate::lab::{Lab, LabNode, LabPod, Namespace, UNDERLAY, settings};
+use crate::lab::{Lab, LabNode, LabPod, Namespace, UNDERLAY, ruleset, settings};
 
 /// Everything of a namespace that could be left behind.
 fn picture(ns: &Namespace) -> Vec<String> {
@@ -28,7 +28,6 @@ fn picture(ns: &Namespace) -> Vec<String> {
         "ip -6 rule",
         "ip neigh show nud permanent",
         "bridge fdb show",
-        "nft -s list ruleset",
         "sysctl -a --pattern '^net.ipv[46].(conf|ip_forward)'",
     ]
     .iter()
@@ -36,6 +35,7 @@ fn picture(ns: &Namespace) -> Vec<String> {
         let said = ns.run(&format!("{command} 2>/dev/null"));
         said.lines().map(|line| format!("{command}: {}", line.trim())).collect::<Vec<_>>()
     })
+    .chain(ruleset(ns).into_iter().map(|line| format!("nft: {line}")))
     // Lifetimes and a counter of the kernel's own tick between two looks.
     .filter(|line| !line.contains("valid_lft") && !line.contains("stable_secret"))
     .collect();
@@ -114,7 +114,7 @@ fn a_new_agent_touches_nothing_but_its_table() {
 }
 
 /// What another hand may do to a node, as a command; `POD` stands for the pod's link.
-const TAMPERING: [&str; 29] = [
+const TAMPERING: [&str; 33] = [
     "ip link del cw-vxlan",
     "ip link set cw-vxlan down",
     "ip link set cw-vxlan address 02:00:00:00:00:77",
@@ -141,6 +141,10 @@ const TAMPERING: [&str; 29] = [
     "nft add element inet causeway pod_addresses4 { POD . 10.70.1.99 }",
     "nft flush set inet causeway inner4",
     "nft flush chain inet causeway from_pod",
+    "nft delete table inet causeway-policy",
+    "nft flush chain inet causeway-policy judge_ingress4",
+    "nft insert rule inet causeway-policy forward accept",
+    "nft add element inet causeway-policy peers4 { 10.70.1.99 : 0x00010000 }",
     "ip link set POD down",
     "ip link set POD address 02:00:00:00:00:55",
     "ip link del POD",
