@@ -171,6 +171,19 @@ impl Seat {
         self.outbound.push(mbuf).map_err(|_| DropReason::PortFull)
     }
 
+    /// Sends a burst of frames all of which are plain.
+    #[inline]
+    pub(crate) fn send(&mut self, burst: &mut Burst<Packet>, count: &impl Fn(Sent)) {
+        let mut mbufs = burst.drain().filter_map(Buffers::outgoing_plain);
+        loop {
+            self.outbound.fill(&mut mbufs);
+            if self.outbound.is_empty() {
+                return;
+            }
+            self.flush(count);
+        }
+    }
+
     /// Sends what was staged. What the device does not take is dropped and told.
     #[inline]
     pub(crate) fn flush(&mut self, count: &impl Fn(Sent)) {

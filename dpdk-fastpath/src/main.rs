@@ -46,7 +46,7 @@ struct Arguments {
     /// The CPUs the poll loops run on, one each in turn, as in 2,3; without, one each of those this process may run on.
     #[arg(long, value_delimiter = ',')]
     cpus: Vec<usize>,
-    /// The file that remembers connections over a restart.
+    /// The file that remembers connections over a restart; one beside it, ending in .clients, remembers which backends clients had.
     #[arg(long, default_value = fastpath::CONNECTIONS)]
     connections: PathBuf,
     /// How many connections it has room for, 288 bytes each; 0 for none, which leaves every packet alone.
@@ -110,5 +110,6 @@ fn remember(arguments: &Arguments) -> anyhow::Result<(Option<Tracking>, Option<S
     if let Some(limit) = &limit {
         tracing::warn!("{limit}");
     }
-    Ok((Some(Tracking { connections }), limit))
+    let clients = memory::clients(&arguments.connections)?;
+    Ok((Some(Tracking::new(connections).remembering(clients)), limit))
 }

@@ -1,4 +1,4 @@
-//! The connections' memory: a file that outlives the process.
+//! The memory of connections, and of clients' backends: files that outlive the process.
 #![expect(unsafe_code, reason = "memory is mapped, and read as the atomic words that it is made of")]
 
 use std::fs::{self, File, OpenOptions};
@@ -9,6 +9,7 @@ use std::slice;
 use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context, ensure};
+use causeway_datapath::Clients;
 use causeway_datapath::connection::Connections;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap};
@@ -20,15 +21,21 @@ pub(crate) fn open(path: &Path, capacity: u32) -> anyhow::Result<(Connections, O
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).with_context(named)?;
     }
-    match Connections::open(map(&lock(path)?, path, capacity)?, capacity) {
+    let words = Connections::words(capacity);
+    match Connections::open(map(&lock(path)?, path, words)?, capacity) {
         Ok(table) => Ok((table, None)),
         Err(other) => {
             fs::remove_file(path).with_context(named)?;
-            let words = map(&lock(path)?, path, capacity)?;
-            let table = Connections::open(words, capacity).with_context(named)?;
+            let table = Connections::open(map(&lock(path)?, path, words)?, capacity).with_context(named)?;
             Ok((table, Some(format!("{}: those of before are not taken over: {other}", named()))))
         }
     }
+}
+
+/// The clients that are remembered beside the connections of this file.
+pub(crate) fn clients(connections: &Path) -> anyhow::Result<Clients> {
+    let path = connections.with_extension("clients");
+    Ok(Clients::over(map(&lock(&path)?, &path, Clients::WORDS)?))
 }
 
 /// The file, for this process alone as long as that lives.
@@ -45,9 +52,8 @@ fn lock(path: &Path) -> anyhow::Result<File> {
     Ok(own)
 }
 
-/// Maps the file. It may be longer, having held another table; the table itself says so.
-fn map(file: &File, path: &Path, capacity: u32) -> anyhow::Result<&'static [AtomicU64]> {
-    let words = Connections::words(capacity);
+/// Maps so many words of the file. It may be longer, having held another table; the table itself says so.
+fn map(file: &File, path: &Path, words: usize) -> anyhow::Result<&'static [AtomicU64]> {
     let bytes = words * size_of::<AtomicU64>();
     let named = || format!("mapping {} bytes of {}", bytes, path.display());
     if file.metadata().with_context(named)?.len() < bytes as u64 {

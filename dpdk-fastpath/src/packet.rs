@@ -24,11 +24,12 @@ impl Packet {
     /// A received frame; nothing when it is in more pieces than the packet program knows.
     #[inline]
     pub(crate) fn frame(mbuf: Mbuf) -> Option<Frame<Self>> {
-        let (start, head, len) = (mbuf.headroom(), mbuf.data().len(), mbuf.len());
-        if mbuf.segments() > 2 {
-            return None;
+        let (start, head) = (mbuf.headroom(), mbuf.data().len());
+        if mbuf.segments() == 1 {
+            return Frame::whole(Self(mbuf), start, head);
         }
-        Frame::new(Self(mbuf), start, head, len - head)
+        let len = mbuf.len();
+        if mbuf.segments() > 2 { None } else { Frame::new(Self(mbuf), start, head, len - head) }
     }
 
     /// Hangs a second segment of `len` bytes behind.
@@ -96,6 +97,21 @@ impl Buffers {
         let Packet(mut mbuf) = frame.into_buffer();
         mbuf.set_window(start, head).ok()?;
         mbuf.truncate(len);
+        Some(mbuf)
+    }
+
+    /// A frame all of which is in the first segment, as a port sends it.
+    // Nothing here has the address of the frame, so that it is never copied on its way out of a burst.
+    #[inline]
+    pub(crate) fn outgoing_plain(frame: Frame<Packet>) -> Option<Mbuf> {
+        let (start, len) = (frame.headroom(), frame.head_len());
+        let Packet(mut mbuf) = frame.into_buffer();
+        if mbuf.segments() > 1 {
+            mbuf.set_window(start, len).ok()?;
+            mbuf.truncate(len);
+        } else {
+            mbuf.set_only_window(start, len).ok()?;
+        }
         Some(mbuf)
     }
 

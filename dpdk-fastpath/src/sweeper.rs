@@ -32,7 +32,7 @@ fn sweep(tracking: Option<&Tracking>, shared: &Shared) -> ! {
         if let Some(world) = &world {
             world.forget_paths(clock::now());
         }
-        let Some(Tracking { connections }) = tracking else { continue };
+        let Some(Tracking { connections, .. }) = tracking else { continue };
         if let Some((ended, turns)) = waiting.take() {
             if shared.have_turned(&turns) {
                 connections.settle(ended);

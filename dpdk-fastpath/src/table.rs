@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use causeway_datapath::connection::OWNERS;
-use causeway_datapath::{Port, Tally, World};
+use causeway_datapath::{Events, Port, Tally, World};
+use causeway_model::Count;
+use causeway_model::policy::RuleNumber;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -14,8 +16,13 @@ use crate::tap::TapPort;
 
 /// How many endpoints a fast path can carry at once.
 pub(crate) const SLOTS: u16 = OWNERS;
+/// How many events of connections a worker keeps until somebody asks, 72 bytes each.
+const EVENTS: usize = 8192;
 /// The mark of a wake-up call among the events of a worker's descriptors.
 const WAKE_UP: u64 = u64::MAX;
+/// The upper halves of the marks of ports that are no endpoint's.
+const HOST: u64 = 1 << 16;
+const UPLINK: u64 = HOST + 1;
 /// How long an idle worker leaves a port alone that has no descriptor to wait on.
 pub(crate) const BOUND: Duration = Duration::from_millis(1);
 /// How long a worker may take to notice a new table: it is in the middle of a burst, or waking.
@@ -28,10 +35,9 @@ pub(crate) enum Served {
     Ethdev(Arc<EthdevPort>),
 }
 
-/// Where a worker waits, and how long at most.
+/// For what a worker waits, and how long at most.
 #[derive(Debug)]
 pub(crate) struct Wait {
-    pub(crate) epoll: Epoll,
     pub(crate) at_most: EpollTimeout,
     /// Whether there are TAPs among what it waits for.
     pub(crate) taps: bool,
@@ -54,18 +60,14 @@ pub(crate) struct Table {
     uplink: Option<usize>,
     /// Pods by slot: where among the ports they are.
     pods: Vec<Option<usize>>,
-    /// Where each worker waits.
+    /// For what each worker waits.
     pub(crate) waits: Vec<Wait>,
 }
 
 impl Table {
     /// A table of these ports for so many workers.
-    pub(crate) fn new(
-        world: Option<Arc<World>>,
-        ports: Vec<(Port, Served)>,
-        shared: &Shared,
-    ) -> nix::Result<Self> {
-        let (mut host, mut uplink, mut ethdevs) = (None, None, Vec::new());
+    pub(crate) fn new(world: Option<Arc<World>>, ports: Vec<(Port, Served)>, workers: usize) -> Self {
+        let (mut host, mut uplink, mut ethdevs, mut queues) = (None, None, Vec::new(), 0);
         let mut pods = vec![None; usize::from(SLOTS)];
         for (index, (port, served)) in ports.iter().enumerate() {
             match port {
@@ -73,13 +75,17 @@ impl Table {
                 Port::Uplink => uplink = Some(index),
                 Port::Endpoint(slot) => pods[usize::from(*slot)] = Some(index),
             }
-            if matches!(served, Served::Ethdev(_)) {
-                ethdevs.push(index);
+            match served {
+                Served::Ethdev(_) => ethdevs.push(index),
+                Served::Tap(tap) => queues = queues.max(tap.queues.len()),
             }
         }
-        let waits = (0..shared.workers.len()).map(|worker| shared.waits_of(worker, &ports));
-        let waits = waits.collect::<nix::Result<_>>()?;
-        Ok(Self { world, ports, ethdevs, host, uplink, pods, waits })
+        let devices = !ethdevs.is_empty();
+        let bound = EpollTimeout::try_from(BOUND).unwrap_or(EpollTimeout::ZERO);
+        let at_most = if devices { bound } else { EpollTimeout::NONE };
+        let taps = |worker| queues_of(worker, workers, queues).next().is_some();
+        let waits = (0..workers).map(|worker| Wait { at_most, taps: taps(worker), devices }).collect();
+        Self { world, ports, ethdevs, host, uplink, pods, waits }
     }
 
     /// The port behind a way out, and its index.
@@ -103,8 +109,13 @@ pub(crate) struct Slot {
     turn: AtomicU64,
     /// Ends its sleep.
     wake: EventFd,
+    /// What it waits on: that, and its queues of the TAPs. It lasts: a set made anew for every port that comes would cost
+    /// what all ports cost.
+    epoll: Epoll,
     /// What it has counted.
     pub(crate) tally: Arc<Tally>,
+    /// What it tells of connections.
+    pub(crate) events: &'static Events,
     /// Frames it took in; written by the worker alone.
     taken_in: AtomicU64,
 }
@@ -137,45 +148,39 @@ impl Shared {
     pub(crate) fn new(workers: u16) -> nix::Result<Self> {
         let slot = |_| {
             let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+            epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE_UP))?;
             let (seen, taken_in) = (AtomicU64::new(0), AtomicU64::new(0));
             let turn = AtomicU64::new(0);
-            Ok(Slot { seen, turn, wake, tally: Arc::new(Tally::new(SLOTS)), taken_in })
+            // As long as the process lives, workers do.
+            let events = Box::leak(Box::new(Events::new(EVENTS)));
+            Ok(Slot { seen, turn, wake, epoll, tally: Arc::new(Tally::new(SLOTS)), events, taken_in })
         };
         let workers = (0..workers).map(slot).collect::<nix::Result<Vec<_>>>()?;
-        let nothing = Table {
-            world: None,
-            ports: Vec::new(),
-            ethdevs: Vec::new(),
-            host: None,
-            uplink: None,
-            pods: Vec::new(),
-            waits: Vec::new(),
-        };
+        let first = Table::new(None, Vec::new(), workers.len());
         let (newest, retired) = (AtomicU64::new(0), Mutex::new(Vec::new()));
-        let mut shared = Self { newest, table: Mutex::new(Arc::new(nothing)), retired, workers };
-        let first = Table::new(None, Vec::new(), &shared)?;
-        shared.table = Mutex::new(Arc::new(first));
-        Ok(shared)
+        Ok(Self { newest, table: Mutex::new(Arc::new(first)), retired, workers })
     }
 
-    /// The descriptors that a worker waits on: its queue of every port, and its wake-up call.
-    fn waits_of(&self, worker: usize, ports: &[(Port, Served)]) -> nix::Result<Wait> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(&self.workers[worker].wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE_UP))?;
-        let (mut taps, mut devices) = (false, false);
-        for (index, (_, served)) in ports.iter().enumerate() {
-            let Served::Tap(tap) = served else {
-                devices = true;
-                continue;
-            };
-            for queue in queues_of(worker, self.workers.len(), tap.queues.len()) {
-                taps = true;
-                let mark = mark_of(index, queue);
-                epoll.add(&tap.queues[queue], EpollEvent::new(EpollFlags::EPOLLIN, mark))?;
+    /// Has the workers serve a TAP whenever it has something. For one that is in the newest table: of others they can make nothing.
+    pub(crate) fn listen(&self, port: Port, tap: &TapPort) -> nix::Result<()> {
+        for (number, worker) in self.workers.iter().enumerate() {
+            for queue in queues_of(number, self.workers.len(), tap.queues.len()) {
+                let event = EpollEvent::new(EpollFlags::EPOLLIN, mark_of(port, queue));
+                worker.epoll.add(&tap.queues[queue], event)?;
             }
         }
-        let bound = EpollTimeout::try_from(BOUND).unwrap_or(EpollTimeout::ZERO);
-        Ok(Wait { epoll, at_most: if devices { bound } else { EpollTimeout::NONE }, taps, devices })
+        Ok(())
+    }
+
+    /// Has them look at it no more. Needed although the descriptors are closed: the agent has others of the same queues.
+    pub(crate) fn ignore(&self, tap: &TapPort) {
+        for (number, worker) in self.workers.iter().enumerate() {
+            for queue in queues_of(number, self.workers.len(), tap.queues.len()) {
+                // Fails where it was not listened to.
+                let _ = worker.epoll.delete(&tap.queues[queue]);
+            }
+        }
     }
 
     /// Takes up the newest table if it is another one than `seen`; the old one is the control thread's to free.
@@ -194,6 +199,11 @@ impl Shared {
         Some(table)
     }
 
+    /// What a worker waits on.
+    pub(crate) fn epoll(&self, worker: usize) -> &Epoll {
+        &self.workers[worker].epoll
+    }
+
     /// Notes that a worker has heard its wake-up call; what it is for, it sees for itself.
     pub(crate) fn hear(&self, worker: usize) {
         let _ = self.workers[worker].wake.read();
@@ -202,6 +212,15 @@ impl Shared {
     /// The lookup tables in force.
     pub(crate) fn world(&self) -> Option<Arc<World>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner).world.clone()
+    }
+
+    /// What a rule's number has denied, on all workers.
+    pub(crate) fn denied(&self, rule: RuleNumber) -> Count {
+        let of_all = self.workers.iter().map(|worker| worker.tally.rule(rule));
+        of_all.fold(Count::default(), |mut sum, count| {
+            sum += count;
+            sum
+        })
     }
 
     /// Says that a worker has let go of every older table.
@@ -256,13 +275,23 @@ impl Shared {
 }
 
 /// The mark of a TAP's queue among the events of a worker's descriptors.
-fn mark_of(index: usize, queue: usize) -> u64 {
-    (index as u64) << 32 | queue as u64
+fn mark_of(port: Port, queue: usize) -> u64 {
+    let port = match port {
+        Port::Host => HOST,
+        Port::Uplink => UPLINK,
+        Port::Endpoint(slot) => u64::from(slot),
+    };
+    port << 32 | queue as u64
 }
 
-/// The index of the port, and the queue, that an event is about; none when it is a wake-up call.
-pub(crate) fn queue_of(mark: u64) -> Option<(usize, usize)> {
-    (mark != WAKE_UP).then_some(((mark >> 32) as usize, mark as u32 as usize))
+/// The port and the queue that an event is about; none when it is a wake-up call.
+pub(crate) fn queue_of(mark: u64) -> Option<(Port, usize)> {
+    let port = match mark >> 32 {
+        HOST => Port::Host,
+        UPLINK => Port::Uplink,
+        slot => Port::Endpoint(u16::try_from(slot).ok()?),
+    };
+    Some((port, mark as u32 as usize))
 }
 
 /// The queues of a port that one of several workers serves: dealt in turn, each to one.
@@ -272,7 +301,43 @@ pub(crate) fn queues_of(worker: usize, workers: usize, queues: usize) -> impl It
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use causeway_model::MacAddr;
+    use causeway_model::fastpath::Tap;
+
     use super::*;
+
+    #[test]
+    fn a_queue_is_listened_to_until_it_is_ignored_whoever_else_holds_it() {
+        let shared = Shared::new(2).expect("descriptors");
+        let (queue, agents) = UnixDatagram::pair().expect("a pair of sockets");
+        let held = queue.try_clone().expect("the agent has one of its own");
+        let device = Tap { queues: 1, header: 10, offloads: 0, mac: MacAddr::ZERO };
+        let tap = TapPort { queues: vec![queue.into()], tap: device };
+        let told = |worker: usize| {
+            let mut events = [EpollEvent::empty(); 2];
+            let named = shared.epoll(worker).wait(&mut events, EpollTimeout::ZERO).expect("events");
+            events[..named].iter().map(|event| queue_of(event.data())).collect::<Vec<_>>()
+        };
+        shared.listen(Port::Endpoint(3), &tap).expect("it can be listened to");
+        agents.send(&[0; 60]).expect("a frame is sent");
+        assert_eq!((told(0), told(1)), (vec![Some((Port::Endpoint(3), 0))], Vec::new()));
+        shared.ignore(&tap);
+        drop(tap);
+        assert_eq!(told(0), Vec::new());
+        assert_eq!(held.recv(&mut [0; 100]).expect("nobody has read it"), 60);
+    }
+
+    #[test]
+    fn an_event_names_its_port_and_queue() {
+        for port in [Port::Host, Port::Uplink, Port::Endpoint(0), Port::Endpoint(u16::MAX)] {
+            for queue in [0, 15] {
+                assert_eq!(queue_of(mark_of(port, queue)), Some((port, queue)));
+            }
+        }
+        assert_eq!(queue_of(WAKE_UP), None);
+    }
 
     #[test]
     fn every_queue_has_one_worker_however_many_there_are() {

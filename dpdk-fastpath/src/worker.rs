@@ -77,7 +77,10 @@ impl Loop {
     ) -> Self {
         let worker = Worker::new(buffers.clone(), Arc::clone(&shared.workers[number].tally));
         let worker = match tracking {
-            Some(tracking) => worker.tracking(tracking),
+            Some(tracking) => {
+                let tracking = tracking.of_worker(number as u16, shared.workers.len() as u16);
+                worker.tracking(tracking.telling(shared.workers[number].events))
+            }
             None => worker,
         };
         let (burst, spare) = (Burst::new(), Spare::default());
@@ -127,7 +130,7 @@ impl Loop {
             // Fragments that wait are let go in time.
             rest = EpollTimeout::from(1_u8);
         }
-        let mut busy = self.asks_taps(wait, rest) && self.poll_taps(table, wait, rest);
+        let mut busy = self.asks_taps(wait, rest) && self.poll_taps(table, rest);
         for index in &table.ethdevs {
             busy |= self.poll_ethdev(table.ports[*index].0, *index, table);
         }
@@ -142,20 +145,23 @@ impl Loop {
     }
 
     /// Waits for TAPs, and serves those that have something; true when any had a frame.
-    fn poll_taps(&mut self, table: &Table, wait: &Wait, rest: EpollTimeout) -> bool {
+    fn poll_taps(&mut self, table: &Table, rest: EpollTimeout) -> bool {
         let mut events = [EpollEvent::empty(); EVENTS];
-        let named = wait.epoll.wait(&mut events, rest).unwrap_or(0);
+        let named = self.shared.epoll(self.number).wait(&mut events, rest).unwrap_or(0);
         let (mut busy, mut stuck) = (false, false);
         for event in &events[..named] {
-            let Some((index, queue)) = queue_of(event.data()) else {
+            let Some((port, queue)) = queue_of(event.data()) else {
                 self.shared.hear(self.number);
                 continue;
             };
-            if let Some((port, Served::Tap(tap))) = table.ports.get(index) {
-                let read = self.read_tap(*port, tap, queue);
-                stuck |= read == Read::NoBuffer || event.events().contains(EpollFlags::EPOLLERR);
-                busy |= self.forward(*port, table);
-            }
+            let Some((_, Served::Tap(tap))) = table.port(port) else {
+                // Of a table to come.
+                stuck = true;
+                continue;
+            };
+            let read = self.read_tap(port, tap, queue);
+            stuck |= read == Read::NoBuffer || event.events().contains(EpollFlags::EPOLLERR);
+            busy |= self.forward(port, table);
         }
         if busy {
             self.without_tap = 0;
@@ -209,6 +215,19 @@ impl Loop {
 
     /// Sends each frame of the burst where the program said.
     fn send(&mut self, table: &Table) {
+        let tally = &*self.shared.workers[self.number].tally;
+        if let Some(egress) = self.burst.plain_way()
+            && let Some((index, Served::Ethdev(_))) = table.port(egress)
+            && let Some(seat) = &mut self.seats[index]
+        {
+            seat.send(&mut self.burst, &|sent: Sent| sent.count(tally, egress));
+            return;
+        }
+        self.send_each(table);
+    }
+
+    /// Sends frames that go different ways, or on which something is left to do.
+    fn send_each(&mut self, table: &Table) {
         let tally = &*self.shared.workers[self.number].tally;
         let (number, buffers) = (self.number, &self.buffers);
         let (mut egress, mut way) = (Port::Host, table.port(Port::Host));

@@ -1,12 +1,13 @@
 //! The process without its socket: orders in, frames through devices of DPDK, counts out. The lab shows the rest.
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use causeway_model::fastpath::Memory as MemoryMode;
 use causeway_model::{
-    DropReason, Endpoint, GATEWAY_MAC, Identity, Node, NodeId, Overlay, Path, PortKind, Settings,
+    DropReason, Endpoint, GATEWAY_MAC, Identity, NameServer, Node, NodeId, Overlay, Path, PortKind, Settings,
     TunnelOwner, UplinkKind,
 };
 use dpdk_sys::{Burst, EalConfig, Memory, RingEnd, RingPort};
@@ -29,7 +30,7 @@ static PROCESS: LazyLock<Mutex<Control>> = LazyLock::new(|| {
     let shared = Arc::new(Shared::new(WORKERS).expect("eventfds"));
     let directory = tempfile::tempdir().expect("a directory");
     let opened = memory::open(&directory.path().join("connections"), 1024).expect("a table is made");
-    let tracking = Tracking { connections: opened.0 };
+    let tracking = Tracking::new(opened.0);
     for number in 0..WORKERS {
         worker::spawn(number, (None, Duration::ZERO), (&eal, &buffers, Some(tracking)), &shared)
             .expect("a worker starts");
@@ -80,6 +81,7 @@ fn pod() -> Endpoint {
         port_mappings: Vec::new(),
         bandwidth: Default::default(),
         deny_new: false,
+        policy: Default::default(),
     }
 }
 
@@ -102,6 +104,9 @@ fn state(endpoints: &[Endpoint]) -> Snapshot {
         uplink: UplinkKind::Ethdev,
         pod_mtu: 1450,
         connections: Default::default(),
+        host_services: Default::default(),
+        masquerade: None,
+        names: NameServer::default(),
     });
     let west = node("west", WEST.1, "10.70.2.0/24");
     snapshot.peers.insert(west.id.clone(), west);
@@ -140,7 +145,7 @@ fn serve(control: &mut Control, port: &PortName, name: &str) -> Vec<RingEnd> {
     let ring = RingPort::new(eal, name, WORKERS, 1024).expect("rings are made");
     let device = EthdevPort::start(ring.port, buffers, name, (4, WORKERS)).expect("a ring port starts");
     assert!(device.limits.iter().any(|limit| limit.contains("4 queues were asked for, 2 are there")));
-    control.ports.insert(port.clone(), Served::Ethdev(Arc::new(device)));
+    control.insert(port, Served::Ethdev(Arc::new(device)));
     control.publish().expect("a table is put in force");
     ring.ends
 }
@@ -273,6 +278,50 @@ fn a_device_that_is_not_there_is_named() {
         let shown = control.carry_out(Task::Show { port: PortName::Uplink }, Vec::new());
         assert!(shown.is_err(), "nothing is left of it: {shown:?}");
     }
+}
+
+#[test]
+fn a_port_is_heard_again_when_its_endpoint_comes_back() {
+    let mut control = process();
+    let (queues, mut pods): (Vec<_>, Vec<_>) = (0..WORKERS)
+        .map(|_| {
+            let (queue, pod) = UnixDatagram::pair().expect("a pair of sockets");
+            queue.set_nonblocking(true).expect("a queue does not block");
+            (OwnedFd::from(queue), pod)
+        })
+        .unzip();
+    let sender = pods.remove(0);
+    let tap = Tap { queues: WORKERS, header: 10, offloads: 0, mac: MacAddr(POD.0) };
+    let plugged = control.carry_out(Task::Plug { port: pod_port(), device: Device::Tap(tap) }, queues);
+    assert!(matches!(plugged, Ok(Outcome::Plugged { .. })), "{plugged:?}");
+    let frame = [&[0; 10][..], &from_pod(FAR, 1)].concat();
+    let refused = |control: &Control| {
+        let tally = control.count().expect("counts");
+        let of_pod =
+            tally.endpoints.first().and_then(|(_, of_pod)| of_pod.drops.get(&DropReason::SpoofedAddress));
+        of_pod.map_or(0, |count| count.packets)
+    };
+    let await_refused = |control: &Control, wanted: u64| {
+        let until = Instant::now() + Duration::from_secs(10);
+        while refused(control) != wanted {
+            assert!(Instant::now() < until, "{} of {wanted}", refused(control));
+        }
+    };
+    sender.send(&frame).expect("a frame is sent");
+    await_refused(&control, 1);
+    let change = |delta| Task::Deltas { epoch: 3, deltas: vec![delta] };
+    // Another endpoint takes its number meanwhile.
+    let mut other = pod();
+    other.key.container = "b".into();
+    done(&mut control, change(Delta::EndpointGone(key())));
+    done(&mut control, change(Delta::Endpoint(Box::new(other.clone()))));
+    sender.send(&frame).expect("a frame is sent");
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(refused(&control), 0, "it is nobody's, least of all the other's");
+    done(&mut control, change(Delta::EndpointGone(other.key)));
+    done(&mut control, change(Delta::Endpoint(Box::new(pod()))));
+    await_refused(&control, 1);
+    done(&mut control, Task::Unplug { port: pod_port() });
 }
 
 /// A capture file of Ethernet frames (the pcap format, version 2.4).

@@ -42,6 +42,17 @@ impl Burst {
         }
     }
 
+    /// Adds frames at the end while there is room and the iterator has some.
+    #[inline]
+    pub fn fill(&mut self, frames: &mut impl Iterator<Item = Mbuf>) {
+        let mut len = self.len;
+        for (slot, frame) in self.frames[len..].iter_mut().zip(frames) {
+            slot.write(frame);
+            len += 1;
+        }
+        self.len = len;
+    }
+
     /// Takes the last frame.
     #[inline]
     pub fn pop(&mut self) -> Option<Mbuf> {

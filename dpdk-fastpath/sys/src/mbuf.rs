@@ -150,6 +150,18 @@ impl Mbuf {
         Ok(())
     }
 
+    /// The same of a frame of one segment, which is all that there is of it.
+    #[inline]
+    pub fn set_only_window(&mut self, start: usize, len: usize) -> Result<(), NoRoom> {
+        let head = self.head_mut();
+        if head.nb_segs != 1 || start.checked_add(len).is_none_or(|end| end > usize::from(head.buf_len)) {
+            return Err(NoRoom);
+        }
+        // Both fit 16 bits, since `buf_len` does.
+        (head.data_off, head.data_len, head.pkt_len) = (start as u16, len as u16, len as u32);
+        Ok(())
+    }
+
     /// Grows the frame by `n` bytes at its front and hands them out.
     #[inline]
     pub fn push(&mut self, n: usize) -> Result<&mut [u8], NoRoom> {
