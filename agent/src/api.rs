@@ -8,7 +8,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use causeway_model::operator::ConnectionQuery;
+use causeway_model::flow::FlowQuery;
+use causeway_model::operator::{ConnectionQuery, ServiceQuery};
+use causeway_model::why::WhyQuery;
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
@@ -20,6 +22,10 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route("/v1/status", get(async |State(engine)| page(engine, |engine| engine.report().status).await))
         .route("/v1/endpoints", get(async |State(engine)| page(engine, Engine::endpoints).await))
         .route("/v1/connections", get(connections))
+        .route("/v1/services", get(services))
+        .route("/v1/services/clusters", get(clusterset))
+        .route("/v1/why", get(why))
+        .route("/v1/flows", get(flows))
         .route("/v1/health", get(health))
         .with_state(engine)
 }
@@ -40,12 +46,49 @@ async fn connections(
     State(engine): State<Arc<Engine>>,
     query: Result<Query<ConnectionQuery>, QueryRejection>,
 ) -> Response {
+    answer(engine, query, Engine::connections).await
+}
+
+/// The services, likewise.
+async fn services(
+    State(engine): State<Arc<Engine>>,
+    query: Result<Query<ServiceQuery>, QueryRejection>,
+) -> Response {
+    answer(engine, query, |engine, query| Ok(engine.services(query))).await
+}
+
+/// The services across clusters, likewise.
+async fn clusterset(
+    State(engine): State<Arc<Engine>>,
+    query: Result<Query<ServiceQuery>, QueryRejection>,
+) -> Response {
+    answer(engine, query, |engine, query| Ok(engine.clusterset(query))).await
+}
+
+/// Why a connection is allowed or denied, likewise.
+async fn why(State(engine): State<Arc<Engine>>, query: Result<Query<WhyQuery>, QueryRejection>) -> Response {
+    answer(engine, query, Engine::why).await
+}
+
+/// What became of connections, likewise.
+async fn flows(
+    State(engine): State<Arc<Engine>>,
+    query: Result<Query<FlowQuery>, QueryRejection>,
+) -> Response {
+    answer(engine, query, |engine, query| Ok(engine.flows(query))).await
+}
+
+async fn answer<Q: Send + 'static, T: serde::Serialize + Send + 'static>(
+    engine: Arc<Engine>,
+    query: Result<Query<Q>, QueryRejection>,
+    ask: impl FnOnce(&Engine, &Q) -> Result<T, Unanswered> + Send + 'static,
+) -> Response {
     let query = match query {
         Ok(Query(query)) => query,
         Err(refused) => return (StatusCode::BAD_REQUEST, refused.body_text()).into_response(),
     };
-    match spawn_blocking(move || engine.connections(&query)).await {
-        Ok(Ok(listing)) => Json(listing).into_response(),
+    match spawn_blocking(move || ask(&engine, &query)).await {
+        Ok(Ok(answer)) => Json(answer).into_response(),
         Ok(Err(Unanswered::Question(why))) => (StatusCode::BAD_REQUEST, why).into_response(),
         Ok(Err(Unanswered::Trouble(why))) => (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
         Err(panic) => (StatusCode::INTERNAL_SERVER_ERROR, panic.to_string()).into_response(),

@@ -2,16 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use causeway_mesh::Namespaces;
 use causeway_model::connection::{ConnectionRules, Timeout, Timeouts};
-use causeway_model::{DEFAULT_VNI, NodeName, Overlay, VXLAN_PORT, Vni};
+use causeway_model::{
+    DEFAULT_VNI, GATEWAY_V4, IpNetwork, Masquerade, NameServer, NodeName, Overlay, VXLAN_PORT, Vni,
+};
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::sources::yaml;
+use crate::sources::{self, yaml};
 
 /// What may be asked for where a data path is chosen: for the node, for new endpoints, for one pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -47,6 +50,29 @@ impl FromStr for PathWish {
     fn from_str(word: &str) -> Result<Self, NoSuchPath> {
         let all = [PathWish::Auto, PathWish::Fast, PathWish::Kernel];
         all.into_iter().find(|wish| wish.to_string() == word).ok_or_else(|| NoSuchPath(word.to_owned()))
+    }
+}
+
+/// Who shall keep services in the node's own stack: for its processes, and for clients from outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServicesWish {
+    /// We, unless kube-proxy does.
+    #[default]
+    Auto,
+    /// We.
+    Own,
+    /// Somebody else.
+    Defer,
+}
+
+impl fmt::Display for ServicesWish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            ServicesWish::Auto => "auto",
+            ServicesWish::Own => "own",
+            ServicesWish::Defer => "defer",
+        })
     }
 }
 
@@ -99,8 +125,29 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// How connections are kept, where it is not as everywhere.
     pub connections: ConnectionRules,
+    /// Where flows are written.
+    pub flow_file: Option<FlowFile>,
+    /// Who keeps services in the node's own stack.
+    pub services: ServicesWish,
+    /// Which packets of pods leave the node with an address of the node's; none: no packets.
+    pub masquerade: Option<Masquerade>,
+    /// Where names of the mesh are answered.
+    pub names: NameServer,
+    /// Where the API server answers, for as long as no slice says so.
+    pub api_servers: Vec<SocketAddr>,
+    /// Services across clusters.
+    pub mesh: causeway_mesh::Config,
     /// Kernel features to do without.
     pub mask: BTreeSet<KernelFeature>,
+}
+
+/// A file of flows, and one that was full before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowFile {
+    /// The file; the one before it ends in `.1.jsonl`.
+    pub path: PathBuf,
+    /// How many bytes it may have.
+    pub most: u64,
 }
 
 /// A configuration that cannot be used.
@@ -150,6 +197,19 @@ const KEYS: &[(&str, &str)] = &[
     ("metrics", "an address and a TCP port, as in 127.0.0.1:9717, or null for no metrics page"),
     ("connection_timeouts", "seconds from 1 to 1209600 by state, as in {tcp-established: 86400, udp: 30}"),
     ("connections_per_endpoint", "a number from 1 to 16777216"),
+    ("flow_file", "an absolute path"),
+    ("flow_file_mib", "a number from 1 to 65535"),
+    ("services", "auto, own, defer"),
+    ("masquerade", "true, false"),
+    ("masquerade_except", "a list of prefixes, as in [10.0.0.0/8, \"fd00::/8\"]"),
+    ("api_servers", "a list of addresses and ports, as in [192.0.2.5:6443]"),
+    ("clusterset_cidr", "a list of prefixes that do not overlap, as in [172.30.0.0/16, \"fd30::/112\"]"),
+    ("export_namespaces", "a list of namespaces, as in [shop]; without it all but kube-system"),
+    ("import_namespaces", "a list of namespaces, as in [shop]; without it all but kube-system"),
+    (
+        "clusterset_dns",
+        "a list of one link-local IPv4 address, one unique local IPv6 address (fc00::/7), or both, as in [169.254.53.53]",
+    ),
     ("mask", "a list of vxlan-reserved-bits, tun-udp-tunnel-gso"),
 ];
 
@@ -181,6 +241,20 @@ struct Written {
     #[serde(default)]
     connection_timeouts: BTreeMap<Timeout, Within<1, { Timeouts::LONGEST }>>,
     connections_per_endpoint: Option<Within<1, { 1 << 24 }>>,
+    flow_file: Option<AbsolutePath>,
+    flow_file_mib: Option<Within<1, 65_535>>,
+    #[serde(default)]
+    services: ServicesWish,
+    masquerade: Option<bool>,
+    #[serde(default)]
+    masquerade_except: Vec<IpNetwork>,
+    #[serde(default)]
+    api_servers: Vec<SocketAddr>,
+    #[serde(default)]
+    clusterset_cidr: ClustersetPrefixes,
+    export_namespaces: Option<BTreeSet<String>>,
+    import_namespaces: Option<BTreeSet<String>>,
+    clusterset_dns: Option<NameAddresses>,
     #[serde(default)]
     mask: BTreeSet<KernelFeature>,
 }
@@ -226,6 +300,53 @@ impl TryFrom<String> for InterfaceName {
         let odd = |c: char| c == '/' || c == ':' || c.is_ascii_whitespace();
         let good = (1..=15).contains(&name.len()) && name != "." && name != ".." && !name.contains(odd);
         if good { Ok(Self(name)) } else { Err(format!("{name:?} cannot be the name of an interface")) }
+    }
+}
+
+/// Prefixes of addresses that can be routed, none of which has an address of another.
+#[derive(Default, Deserialize)]
+#[serde(try_from = "Vec<String>")]
+struct ClustersetPrefixes(Vec<IpNetwork>);
+
+impl TryFrom<Vec<String>> for ClustersetPrefixes {
+    type Error = String;
+
+    fn try_from(texts: Vec<String>) -> Result<Self, String> {
+        let mut prefixes: Vec<IpNetwork> = Vec::new();
+        for text in texts {
+            let prefix = sources::prefix(&text)?;
+            let overlaps =
+                |other: &&IpNetwork| other.contains(prefix.network()) || prefix.contains(other.network());
+            if let Some(other) = prefixes.iter().find(overlaps) {
+                return Err(format!("{prefix} overlaps {other}"));
+            }
+            prefixes.push(prefix);
+        }
+        Ok(Self(prefixes))
+    }
+}
+
+/// Addresses that are nobody's but this node's.
+#[derive(Deserialize)]
+#[serde(try_from = "Vec<IpAddr>")]
+struct NameAddresses(Vec<IpAddr>);
+
+impl TryFrom<Vec<IpAddr>> for NameAddresses {
+    type Error = String;
+
+    fn try_from(addresses: Vec<IpAddr>) -> Result<Self, String> {
+        let is_good = |address: &IpAddr| match address {
+            IpAddr::V4(address) => address.is_link_local() && *address != GATEWAY_V4,
+            IpAddr::V6(address) => address.is_unique_local(),
+        };
+        if let Some(bad) = addresses.iter().find(|address| !is_good(address)) {
+            return Err(format!("{bad} cannot be every node's own"));
+        }
+        match &addresses[..] {
+            [a, b] if a.is_ipv4() == b.is_ipv4() => Err(format!("{a} and {b} are of one family")),
+            [_, _, _, ..] => Err(format!("{} addresses are too many", addresses.len())),
+            _ => Ok(Self(addresses)),
+        }
     }
 }
 
@@ -307,9 +428,35 @@ impl Written {
                 timeouts: self.connection_timeouts.into_iter().map(|(name, n)| (name, n.0)).collect(),
                 per_endpoint: self.connections_per_endpoint.map(|n| n.0),
             },
+            flow_file: self.flow_file.map(|path| FlowFile {
+                path: path.0,
+                most: u64::from(self.flow_file_mib.map_or(64, |n| n.0)) << 20,
+            }),
+            services: self.services,
+            masquerade: self
+                .masquerade
+                .unwrap_or(true)
+                .then_some(Masquerade { except: self.masquerade_except }),
+            names: NameServer {
+                addresses: match self.clusterset_dns {
+                    Some(addresses) => addresses.0,
+                    None if self.clusterset_cidr.0.is_empty() => Vec::new(),
+                    None => vec![NameServer::DEFAULT.into()],
+                },
+            },
+            api_servers: self.api_servers,
+            mesh: causeway_mesh::Config {
+                clusterset: self.clusterset_cidr.0,
+                exported: namespaces(self.export_namespaces),
+                imported: namespaces(self.import_namespaces),
+            },
             mask: self.mask,
         })
     }
+}
+
+fn namespaces(listed: Option<BTreeSet<String>>) -> Namespaces {
+    listed.map_or(Namespaces::Default, Namespaces::Only)
 }
 
 fn as_u16(number: u32) -> u16 {
@@ -324,127 +471,4 @@ fn machine_name(file: &str) -> Result<NodeName, ConfigError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const EXAMPLE: &str = include_str!("../../deploy/agent.yaml");
-
-    fn refused(text: &str) -> String {
-        Config::from_yaml("agent.yaml", text).expect_err(text).to_string()
-    }
-
-    #[test]
-    fn the_documented_example_is_the_configuration_of_all_defaults() {
-        let example = Config::from_yaml("example", EXAMPLE).unwrap();
-        assert_eq!(example, Config::from_yaml("empty", "").unwrap());
-        assert_eq!(example, Config::from_yaml("comment", "# nothing\n").unwrap());
-    }
-
-    #[test]
-    fn the_documented_example_names_every_key() {
-        for (key, _) in KEYS {
-            let named = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key}:"));
-            assert!(EXAMPLE.lines().any(named), "{key} is not in deploy/agent.yaml");
-        }
-    }
-
-    #[test]
-    fn the_table_of_keys_is_the_list_of_fields() {
-        let keys: Vec<_> = KEYS.iter().map(|(key, _)| *key).collect();
-        let expected = format!("expected one of {}", keys.join(", "));
-        assert!(refused("nod: x").ends_with(&expected), "{}", refused("nod: x"));
-    }
-
-    #[test]
-    fn every_key_is_taken_up() {
-        let config = Config::from_yaml(
-            "agent.yaml",
-            "{node: east, manifests: /m/all, state: /s, run: /r, uplink: eth7, datapath: kernel, default_path: fast, \
-             vni: 7, port: 8472, mtu: 1400, metrics: '[::1]:1', mask: [vxlan-reserved-bits, tun-udp-tunnel-gso], \
-             connection_timeouts: {udp: 7, tcp-established: 3600}, connections_per_endpoint: 500, \
-             api_socket: /a, fastpath_queues: 3, fastpath_uplink: 'net_af_packet0,iface=eth7'}",
-        )
-        .unwrap();
-        assert_eq!(config.node.as_str(), "east");
-        assert_eq!(config.status, Path::new("/m/status"), "beside the manifests");
-        assert_eq!(config.cni_socket, Path::new("/r/cni.sock"), "in the run directory");
-        assert_eq!(config.fastpath_socket, Path::new("/r/fastpath.sock"), "in the run directory");
-        assert_eq!(config.api_socket, Path::new("/a"), "unless given");
-        assert_eq!(config.tombstones, Path::new("/s/tombstones"), "in the state directory");
-        assert_eq!((config.uplink.as_deref(), config.mtu), (Some("eth7"), Some(1400)));
-        assert_eq!((config.datapath, config.default_path), (PathWish::Kernel, PathWish::Fast));
-        assert_eq!((u32::from(config.overlay.vni), config.overlay.port), (7, 8472));
-        assert_eq!(config.metrics, "[::1]:1".parse().ok());
-        assert_eq!(config.connections.timeouts, [(Timeout::TcpEstablished, 3600), (Timeout::Udp, 7)].into());
-        assert_eq!(config.connections.per_endpoint, Some(500));
-        assert_eq!(config.mask.len(), 2);
-        let fast = (config.fastpath_queues, config.fastpath_uplink.as_deref());
-        assert_eq!(fast, (3, Some("net_af_packet0,iface=eth7")));
-        assert_eq!(Config::from_yaml("agent.yaml", "metrics: null").unwrap().metrics, None);
-    }
-
-    #[test]
-    fn defaults_are_what_plugin_and_operator_expect() {
-        let config = Config::from_yaml("empty", "").unwrap();
-        assert_eq!(config.cni_socket, Path::new(causeway_model::plugin::SOCKET));
-        assert_eq!(config.tombstones, Path::new(causeway_model::plugin::TOMBSTONES));
-        assert_eq!(config.api_socket, Path::new(causeway_model::operator::SOCKET));
-        assert_eq!(config.fastpath_socket, Path::new(causeway_model::fastpath::SOCKET));
-    }
-
-    #[test]
-    fn every_error_names_the_file_the_key_and_what_is_allowed() {
-        let table = [
-            ("uplnk: eth0", "agent.yaml:1:1: unknown field `uplnk`, expected one of node, manifests"),
-            ("\nport: 0", "agent.yaml:2:7: port: 0 is out of range; allowed: a UDP port from 1 to 65535"),
-            ("port: 70000", "port: 70000 is out of range; allowed: a UDP port"),
-            ("port: -1", "port: -1 is out of range; allowed: a UDP port"),
-            ("port: http", "agent.yaml:1:7: port: "),
-            ("port: [1]", "agent.yaml:1:7: port: "),
-            ("vni: 0", "vni: 0 is out of range; allowed: a number from 1 to 16777215"),
-            ("vni: 16777216", "vni: 16777216 is out of range; allowed: a number from 1 to 16777215"),
-            ("mtu: 500", "mtu: 500 is out of range; allowed: a number from 576"),
-            ("datapath: quick", "datapath: unknown variant `quick`, expected one of auto, fast, kernel"),
-            ("default_path: ''", "default_path: unknown variant ``, expected one of auto, fast, kernel"),
-            ("metrics: localhost", "allowed: an address and a TCP port, as in 127.0.0.1:9717"),
-            (
-                "connection_timeouts: {udp: 0}",
-                "0 is out of range; allowed: seconds from 1 to 1209600 by state",
-            ),
-            (
-                "connection_timeouts: {tpc: 5}",
-                "unknown variant `tpc`, expected one of tcp-syn, tcp-syn-received",
-            ),
-            (
-                "connections_per_endpoint: 0",
-                "connections_per_endpoint: 0 is out of range; allowed: a number from 1",
-            ),
-            ("mask: [all]", "agent.yaml:1:8: mask[0]: unknown variant `all`"),
-            ("run: causeway", "run: \"causeway\" is not an absolute path"),
-            ("node: East", "node: node name \"East\" is not a DNS-1123 subdomain"),
-            (
-                "uplink: eth0.1234567890123",
-                "uplink: \"eth0.1234567890123\" cannot be the name of an interface",
-            ),
-            (
-                "fastpath_uplink: net_null0, no-rx",
-                "cannot be a device's arguments; allowed: a device as DPDK",
-            ),
-            ("uplink: a/b", "cannot be the name of an interface; allowed: the name of a network interface"),
-            ("run: /a\nrun: /b", "agent.yaml:2:1: duplicate mapping key: run"),
-            ("- 1", "agent.yaml:1:1: "),
-            ("run: /a\n---\nrun: /b", "multiple YAML documents"),
-            ("run: [", "agent.yaml:1:"),
-        ];
-        for (text, expected) in table {
-            let error = refused(text);
-            assert!(error.starts_with("agent.yaml:") && error.contains(expected), "{text:?}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_missing_file_is_named() {
-        let error = Config::load(Path::new("/nowhere/agent.yaml")).expect_err("it is not there");
-        assert!(error.to_string().contains("/nowhere/agent.yaml"));
-    }
-}
+mod tests;

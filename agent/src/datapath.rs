@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use causeway_kernel_fallback::{KernelDataplane, Sight, Survey};
 use causeway_model::connection::{Filter, Listing};
+use causeway_model::flow::Events;
 use causeway_model::operator::FastpathStatus;
 use causeway_model::{
     Counters, Dataplane, DataplaneError, Endpoint, EndpointKey, Path, PortKind, TunnelOwner, Update,
@@ -243,6 +244,17 @@ impl Dataplane for Drivers {
         Ok(all)
     }
 
+    fn flows(&mut self) -> Result<Events, DataplaneError> {
+        let mut all = Events::default();
+        for driver in self.each() {
+            let told = driver.flows()?;
+            all.events.extend(told.events);
+            all.lost += told.lost;
+        }
+        all.events.sort_by_key(|event| event.at);
+        Ok(all)
+    }
+
     fn counters(&mut self) -> Result<Counters, DataplaneError> {
         let mut sum = Counters::default();
         for driver in self.each() {
@@ -253,6 +265,13 @@ impl Dataplane for Drivers {
                 *sum.drops.entry(reason).or_default() += count;
             }
             sum.endpoints.extend(counters.endpoints);
+            sum.paths.extend(counters.paths);
+            for (rule, count) in counters.rules {
+                *sum.rules.entry(rule).or_default() += count;
+            }
+            for (frontend, hits) in counters.services {
+                *sum.services.entry(frontend).or_default() += hits;
+            }
         }
         Ok(sum)
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use causeway_model::{
-    Endpoint, EndpointKey, Family, Node, NodeId, Overlay, Settings, Snapshot, TunnelOwner, UplinkKind,
+    ClusterName, Family, HostServices, Node, NodeId, Overlay, Settings, Snapshot, TunnelOwner, UplinkKind,
 };
 use ipnetwork::IpNetwork;
 use thiserror::Error;
@@ -49,8 +49,19 @@ pub struct Given<'a> {
     pub links: &'a [Link],
     /// Who holds the tunnel.
     pub tunnel: TunnelOwner,
-    /// The endpoints on this node.
-    pub endpoints: &'a BTreeMap<EndpointKey, Endpoint>,
+    /// Who keeps services in the node's own stack.
+    pub host_services: HostServices,
+    /// Which clusters have a part in the mesh.
+    pub standing: &'a Standing,
+}
+
+/// What is settled between clusters of who came before whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Those that have a part, in the order in which they came: whoever comes later yields.
+    pub members: Vec<ClusterName>,
+    /// Those that have none, and why.
+    pub refused: BTreeMap<ClusterName, String>,
 }
 
 /// The answer.
@@ -65,7 +76,7 @@ pub struct Desired {
 /// A desired state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ready {
-    /// The state.
+    /// The state, but for the endpoints and what policy says of them.
     pub snapshot: Snapshot,
     /// The interface that carries the tunnel.
     pub uplink: String,
@@ -94,7 +105,7 @@ fn work_out(given: &Given<'_>, problems: &mut Vec<String>) -> Result<Ready, NotR
     let (uplink, tunnel_address) = uplink(given, own)?;
     let family = Family::of(tunnel_address);
     let pod_mtu = pod_mtu(given.config, uplink, own, family)?;
-    let Admitted { peers, clusters } = admit(given.world, own, uplink, family, problems)?;
+    let Admitted { peers, clusters } = admit(given, own, uplink, family, problems)?;
     if let Some(first) = own.tunnel_address(family).filter(|first| *first != tunnel_address) {
         let (node, link) = (&own.id, &uplink.name);
         problems.push(format!(
@@ -113,8 +124,11 @@ fn work_out(given: &Given<'_>, problems: &mut Vec<String>) -> Result<Ready, NotR
         },
         pod_mtu,
         connections: given.config.connections.clone(),
+        host_services: given.host_services,
+        masquerade: given.config.masquerade.clone(),
+        names: given.config.names.clone(),
     };
-    let snapshot = Snapshot { settings, peers, endpoints: given.endpoints.clone(), clusters };
+    let snapshot = Snapshot { peers, clusters, ..Snapshot::new(settings) };
     Ok(Ready { snapshot, uplink: uplink.name.clone() })
 }
 

@@ -9,7 +9,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use causeway_model::fastpath::ConnectionFigures;
-use causeway_model::operator::Status;
+use causeway_model::operator::{NamesStatus, Status};
 use causeway_model::plugin::{Reply, Verb};
 use causeway_model::{Count, DropReason, Path};
 use prometheus_client::encoding::text::encode;
@@ -78,6 +78,7 @@ fn text(report: &Report, meter: &CniMeter) -> Result<String, std::fmt::Error> {
     if let Some(figures) = status.fastpath.as_ref().and_then(|process| process.connections) {
         describe_connections(&mut registry, &figures);
     }
+    describe_names(&mut registry, &status.names);
     let help = "Repairs of what others changed on this node";
     registry.register("repairs", help, counter(status.repairs));
     let help = "Requests of the CNI plugin by verb and code of the answer, 0 for success";
@@ -143,6 +144,8 @@ fn describe_traffic(registry: &mut Registry, status: &Status) {
     let drop_of = |reason: &DropReason| status.drops.get(reason).copied().unwrap_or_default();
     let drops = DropReason::ALL.iter().map(|reason| (reason.label().to_owned(), drop_of(reason)));
     register_counts(registry, "dropped", "Dropped", "reason", drops);
+    let rules = status.rules.iter().map(|rule| (rule.rule.to_string(), rule.denied));
+    register_counts(registry, "policy_denied", "Denied by rules of policies", "rule", rules);
     let tunnel = [("sent", status.tunnel_sent), ("received", status.tunnel_received)];
     let tunnel = tunnel.into_iter().map(|(direction, count)| (direction.to_owned(), count));
     register_counts(registry, "tunnel", "Passed through the tunnel", "direction", tunnel);
@@ -161,6 +164,24 @@ fn describe_connections(registry: &mut Registry, figures: &ConnectionFigures) {
     }
     let help = "What lack of room for connections led to: half-open and idle ones lost their place, new ones were refused";
     registry.register("connections_pressure", help, pressure);
+}
+
+/// What was asked of the server of names.
+fn describe_names(registry: &mut Registry, names: &NamesStatus) {
+    let by = |label: &'static str, counts: &[(&str, u64)]| {
+        let family = Family::<Labels, Counter>::default();
+        for (value, count) in counts {
+            family.get_or_create(&vec![(label, (*value).to_owned())]).inc_by(*count);
+        }
+        family
+    };
+    let questions = by("transport", &[("udp", names.udp), ("tcp", names.tcp)]);
+    registry.register("names_questions", "Questions for names of the mesh", questions);
+    let answers: Vec<_> = names.answers.iter().map(|(code, count)| (code.as_str(), *count)).collect();
+    registry.register("names_answers", "Answers to them by code", by("code", &answers));
+    let rest = [("truncated", names.truncated), ("malformed", names.malformed), ("dropped", names.dropped)];
+    let help = "Answers that lacked something, what could not be read as a question, and what got no answer";
+    registry.register("names_shortcomings", help, by("outcome", &rest));
 }
 
 /// Packets and bytes of one name, by one label.
@@ -231,6 +252,8 @@ mod tests {
             "causeway_dropped_bytes_total{reason=\"spoofed-mac\"} 180",
             "causeway_tunnel_packets_total{direction=\"sent\"} 0",
             "causeway_repairs_total 0",
+            "causeway_names_questions_total{transport=\"udp\"} 0",
+            "causeway_names_shortcomings_total{outcome=\"malformed\"} 0",
             "causeway_cni_requests_total{verb=\"ADD\",code=\"100\"} 1",
             "causeway_cni_requests_total{verb=\"ADD\",code=\"0\"} 1",
             "causeway_cni_request_duration_seconds_bucket{le=\"0.005\",verb=\"ADD\"} 1",

@@ -2,19 +2,24 @@
 
 use std::fs;
 use std::future::Future;
+use std::mem;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use causeway_kernel_fallback::watch::{Stop, Watcher, Woken};
-use causeway_kernel_fallback::{KernelDataplane, KernelOptions, Reaper, uplink};
+use causeway_kernel_fallback::{KernelDataplane, KernelOptions, Reaper, kube_proxy, uplink};
+use causeway_mesh::dns;
+use causeway_model::NameServer;
 use causeway_model::plugin::Request;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::MissedTickBehavior;
 
 use crate::claim::Claim;
 use crate::cni_server::{self, Handler};
@@ -26,16 +31,20 @@ use crate::error::{Error, chain};
 use crate::fast::{FastDataplane, FastOptions, Missing};
 use crate::machine::Machine;
 use crate::metrics::CniMeter;
-use crate::sources::{ManifestSource, ManifestWatch};
+use crate::sources::{ManifestSource, ManifestWatch, News};
 use crate::store::Store;
-use crate::{api, metrics};
+use crate::{api, health_checks, metrics, names};
 
 /// How often the node is looked at although nothing was noticed.
 const MEND: Duration = Duration::from_secs(4);
 /// How soon it is looked at again: our own changes are noticed too, and a burst of them needs one look.
 const MEND_PAUSE: Duration = Duration::from_millis(500);
+/// A look costs what all endpoints cost. So many times what one took passes before the next, though never more than [`MEND`].
+const MEND_SHARE: u32 = 10;
 /// How often the source is read when the kernel gives no word of its changes.
 const POLL: Duration = Duration::from_secs(5);
+/// How often what became of connections is gathered.
+const FLOWS: Duration = Duration::from_millis(250);
 /// How long a starting agent waits for the fast path before it chooses without.
 const FAST_PATH: Duration = Duration::from_secs(2);
 /// How long what is under way may take to end.
@@ -96,6 +105,9 @@ async fn live(config: Config, release: String) -> Result<(), Error> {
         pages.spawn(report_end("the metrics page", axum::serve(listener, router).into_future()));
     }
     pages.spawn(report_end("the claim on this node", claim.answer()));
+    pages.spawn(gather_flows(engine.clone()));
+    pages.spawn(health_checks::serve(engine.clone()));
+    pages.spawn(answer_names(&config, &engine));
     let (mender, mending) = spawn_mender(engine)?;
 
     tokio::select! {
@@ -204,6 +216,7 @@ fn parts(
         drivers: Drivers { kernel, fast: fast.map(|fast| Box::new(fast) as Box<dyn Driver>) },
         choice,
         links: Arc::new(read_links),
+        kube_proxy: Arc::new(|| kube_proxy().map_err(|error| chain(&error))),
         machine: Machine::look()?,
     })
 }
@@ -235,11 +248,16 @@ async fn read_source(source: ManifestSource, engine: Arc<Engine>) {
     let watch = watch.inspect_err(|error| tracing::warn!("{}; reading it every {POLL:?}", chain(error))).ok();
     let mut changes = watch.as_ref().map(ManifestWatch::changes);
     let source = Arc::new(Mutex::new(source));
+    let mut first = true;
     loop {
+        let news =
+            watch.as_ref().filter(|_| !mem::take(&mut first)).map_or(News::Anything, ManifestWatch::news);
         let (source, engine) = (source.clone(), engine.clone());
         let reading = spawn_blocking(move || {
-            let news = source.lock().unwrap_or_else(PoisonError::into_inner).read();
-            engine.hear(news.map_err(|error| chain(&error)));
+            let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(world) = source.read_news(&news).map_err(|error| chain(&error)).transpose() {
+                engine.hear(world);
+            }
         });
         if let Err(panic) = reading.await {
             tracing::error!("reading the source: {panic}");
@@ -252,6 +270,27 @@ async fn read_source(source: ManifestSource, engine: Arc<Engine>) {
             tokio::time::sleep(POLL).await;
         }
     }
+}
+
+/// Takes what the data paths have to tell of connections, before their rings are full.
+async fn gather_flows(engine: Arc<Engine>) {
+    let mut moments = tokio::time::interval(FLOWS);
+    moments.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        moments.tick().await;
+        let engine = engine.clone();
+        if let Err(panic) = spawn_blocking(move || engine.gather_flows()).await {
+            tracing::error!("gathering flows: {panic}");
+        }
+    }
+}
+
+/// Answers names of the mesh at this node's own addresses.
+fn answer_names(config: &Config, engine: &Arc<Engine>) -> impl Future<Output = ()> + use<> {
+    let places = config.names.addresses.iter().map(|address| SocketAddr::new(*address, NameServer::PORT));
+    let mesh = engine.mesh();
+    let answers = move |name: &str, kind| mesh.read(|mesh| dns::answer(mesh, name, kind));
+    names::serve(places.collect(), Arc::new(answers), engine.name_meter())
 }
 
 async fn report_end(what: &str, task: impl Future<Output = std::io::Result<()>>) {
@@ -278,7 +317,23 @@ fn mend(engine: &Engine, watcher: &Watcher) {
                 thread::sleep(MEND);
             }
         }
+        let began = Instant::now();
         engine.mend();
-        thread::sleep(MEND_PAUSE);
+        watcher.rest(mend_pause(began.elapsed()));
+    }
+}
+
+fn mend_pause(took: Duration) -> Duration {
+    (took * MEND_SHARE).clamp(MEND_PAUSE, MEND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_that_takes_long_is_taken_less_often_but_taken() {
+        let pause = |milliseconds| mend_pause(Duration::from_millis(milliseconds)).as_millis();
+        assert_eq!([pause(0), pause(10), pause(100), pause(60_000)], [500, 500, 1000, 4000]);
     }
 }

@@ -1,7 +1,10 @@
 //! What survives a restart: endpoints, their leases and the queue of free addresses, in one file and one transaction each.
 //!
-//! The file is read whole when it is opened and mirrored in memory from then on. A write that fails leaves the memory as it
+//! A crash of the agent loses nothing that was kept. One of the machine may lose the last thing that was, and with it the
+//! pods: no call waits for the disk. The file is read whole when it is opened and mirrored in memory from then on. A write that fails leaves the memory as it
 //! was; the file is then opened again before the next write, and made to agree with the memory if it does not.
+
+mod behind;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -9,13 +12,18 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use causeway_mesh::Memory;
 use causeway_model::{Endpoint, EndpointKey};
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::backends::FileBackend;
+use redb::{
+    Builder, Database, ReadableDatabase, ReadableTable, TableDefinition, TableError, WriteTransaction,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::addresses::{Grant, Leases};
 use crate::error::Error;
+use behind::Behind;
 
 /// The version of every record written here; records of the next one are read too, by ignoring what they add.
 const VERSION: u32 = 1;
@@ -28,7 +36,11 @@ const CACHE_BYTES: usize = 8 << 20;
 
 const ENDPOINTS: TableDefinition<(&str, &str, &str), &[u8]> = TableDefinition::new("endpoints");
 const LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("leases");
+const MESH: TableDefinition<&str, &[u8]> = TableDefinition::new("mesh");
 const QUEUE: TableDefinition<u64, &[u8]> = TableDefinition::new("free-queue");
+
+/// The one record of what is settled between clusters.
+const MEMORY: &str = "memory";
 
 /// A network namespace, as the runtime called it and as the kernel knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +93,7 @@ pub struct Store {
 struct Contents {
     records: BTreeMap<EndpointKey, Record>,
     leases: Leases,
+    mesh: Memory,
 }
 
 /// Whether a state directory has a store.
@@ -114,6 +127,18 @@ impl Store {
     /// Who has which address.
     pub fn leases(&self) -> &Leases {
         &self.contents.leases
+    }
+
+    /// What is settled between clusters and must stay so.
+    pub fn mesh(&self) -> &Memory {
+        &self.contents.mesh
+    }
+
+    /// Keeps what is settled between clusters in the place of what was.
+    pub fn keep_mesh(&mut self, memory: Memory) -> Result<(), Error> {
+        self.commit(|transaction| put_mesh(transaction, &memory))?;
+        self.contents.mesh = memory;
+        Ok(())
     }
 
     /// Keeps an endpoint and takes what it was granted, both or neither.
@@ -217,7 +242,14 @@ fn open_database(file: &Path) -> Result<Database, Error> {
         return Err(damaged("it is empty".to_owned()));
     }
     // The check costs a walk over a small file and turns what would be a panic later into a refusal now.
-    let opened = Builder::new().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).open(file);
+    let opened = File::options().read(true).write(true).open(file).map_err(redb::DatabaseError::from);
+    let opened = opened.and_then(|there| {
+        let backend = Behind::new(FileBackend::new(there)?)?;
+        Builder::new()
+            .set_cache_size(CACHE_BYTES)
+            .set_check_integrity_on_open(true)
+            .create_with_backend(backend)
+    });
     opened.map_err(redb::Error::from).map_err(|error| match error {
         redb::Error::Corrupted(why) => damaged(why),
         redb::Error::RepairAborted => damaged("it cannot be repaired".to_owned()),
@@ -234,7 +266,8 @@ fn open_database(file: &Path) -> Result<Database, Error> {
 fn load(file: &Path, database: &Database) -> Result<Contents, Error> {
     let damaged = |why: String| Error::Damaged { file: file.to_owned(), why };
     let tables = read_tables(database).map_err(failed("reading", file))?;
-    let mut contents = Contents::default();
+    let mesh = tables.mesh.as_deref().map(decode).transpose().map_err(damaged)?.unwrap_or_default();
+    let mut contents = Contents { mesh, ..Contents::default() };
     for (number, bytes) in &tables.queue {
         let free: Free = decode(bytes).map_err(damaged)?;
         contents.leases.enqueue(*number, free.address);
@@ -276,11 +309,12 @@ struct Tables {
     endpoints: Vec<Vec<u8>>,
     leases: BTreeMap<String, Vec<u8>>,
     queue: Vec<(u64, Vec<u8>)>,
+    mesh: Option<Vec<u8>>,
 }
 
 fn read_tables(database: &Database) -> Result<Tables, redb::Error> {
     let transaction = database.begin_read()?;
-    let mut tables = Tables { endpoints: Vec::new(), leases: BTreeMap::new(), queue: Vec::new() };
+    let mut tables = Tables { endpoints: Vec::new(), leases: BTreeMap::new(), queue: Vec::new(), mesh: None };
     for entry in transaction.open_table(ENDPOINTS)?.iter()? {
         tables.endpoints.push(entry?.1.value().to_vec());
     }
@@ -292,6 +326,11 @@ fn read_tables(database: &Database) -> Result<Tables, redb::Error> {
         let (number, free) = entry?;
         tables.queue.push((number.value(), free.value().to_vec()));
     }
+    match transaction.open_table(MESH) {
+        // A release that knew of no mesh made the file.
+        Err(TableError::TableDoesNotExist(_)) => {}
+        table => tables.mesh = table?.get(MEMORY)?.map(|memory| memory.value().to_vec()),
+    }
     Ok(tables)
 }
 
@@ -300,12 +339,19 @@ fn rewrite(transaction: &WriteTransaction, contents: &Contents) -> Result<(), re
     transaction.delete_table(ENDPOINTS)?;
     transaction.delete_table(LEASES)?;
     transaction.delete_table(QUEUE)?;
+    transaction.delete_table(MESH)?;
     transaction.open_table(ENDPOINTS)?;
     transaction.open_table(LEASES)?;
     for record in contents.records.values() {
         put_endpoint(transaction, record)?;
     }
+    put_mesh(transaction, &contents.mesh)?;
     put_queue(transaction, contents.leases.queue())
+}
+
+fn put_mesh(transaction: &WriteTransaction, memory: &Memory) -> Result<(), redb::Error> {
+    transaction.open_table(MESH)?.insert(MEMORY, encode(memory).as_slice())?;
+    Ok(())
 }
 
 fn put_endpoint(transaction: &WriteTransaction, record: &Record) -> Result<(), redb::Error> {

@@ -6,7 +6,7 @@ use causeway_model::{Cluster, ClusterName, Family, MacAddr, Node, NodeId};
 use ipnetwork::IpNetwork;
 
 use super::ranges::{Ranges, overlap, single};
-use super::{Link, NotReady};
+use super::{Given, Link, NotReady};
 use crate::sources::World;
 
 /// Those who are.
@@ -20,13 +20,14 @@ pub(super) struct Admitted {
 /// Admits clusters, then nodes, our own first: whoever comes later yields, so that neither a foreign cluster nor a new node can
 /// push out one that was there. Whoever is left out becomes a problem; when it is ourselves, there is no data path.
 pub(super) fn admit(
-    world: &World,
+    given: &Given<'_>,
     own: &Node,
     uplink: &Link,
     underlay: Family,
     problems: &mut Vec<String>,
 ) -> Result<Admitted, NotReady> {
-    let clusters = admit_clusters(world, &own.id.cluster, problems)?;
+    let world = given.world;
+    let clusters = admit_clusters(given, &own.id.cluster, problems)?;
     let mut register = Register::new(&clusters, uplink, underlay);
     register.admit(own).map_err(|reason| NotReady::Refused(format!("Node {}: {reason}", own.id)))?;
     let mut peers = BTreeMap::new();
@@ -53,19 +54,21 @@ fn candidates<'a>(world: &'a World, own: &Node) -> Vec<&'a Node> {
 }
 
 fn admit_clusters(
-    world: &World,
+    Given { world, standing, .. }: &Given<'_>,
     own: &ClusterName,
     problems: &mut Vec<String>,
 ) -> Result<BTreeMap<ClusterName, Cluster>, NotReady> {
     let mut candidates: Vec<_> = world.clusters.values().collect();
     candidates.sort_by_key(|object| {
         let name = &object.cluster.name;
-        (name != own, object.created.is_none(), &object.created, name)
+        let came = standing.members.iter().position(|member| member == name).unwrap_or(usize::MAX);
+        (name != own, came, object.created.is_none(), &object.created, name)
     });
     let mut clusters = BTreeMap::new();
     for cluster in candidates.into_iter().map(|object| &object.cluster) {
         let name = &cluster.name;
-        match judge_cluster(cluster, &clusters) {
+        let refused = standing.refused.get(name).cloned().map_or(Ok(()), Err);
+        match judge_cluster(cluster, &clusters).and(refused) {
             Ok(()) => drop(clusters.insert(name.clone(), cluster.clone())),
             Err(reason) if name == own => return Err(NotReady::Refused(format!("Cluster {name}: {reason}"))),
             Err(reason) => problems.push(format!("Cluster {name} is left out with all its nodes: {reason}")),

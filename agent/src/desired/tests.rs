@@ -65,7 +65,8 @@ impl Case<'_> {
             config: &config,
             links: &self.links,
             tunnel: TunnelOwner::Kernel,
-            endpoints: &BTreeMap::new(),
+            host_services: HostServices::Own,
+            standing: &Standing::default(),
         })
     }
 
@@ -138,9 +139,17 @@ fn what_is_missing_is_waited_for_by_name() {
         assert!(matches!(case.desired().ready, Err(NotReady::Waiting(_))), "{error}");
     }
     let config = Config::from_yaml("agent.yaml", "node: east").unwrap();
-    let (world, endpoints) = (World::default(), BTreeMap::new());
+    let world = World::default();
     let (links, source, tunnel) = (&[][..], "manifests in /m", TunnelOwner::Kernel);
-    let given = Given { world: &world, source, config: &config, links, tunnel, endpoints: &endpoints };
+    let given = Given {
+        world: &world,
+        source,
+        config: &config,
+        links,
+        tunnel,
+        host_services: HostServices::Own,
+        standing: &Standing::default(),
+    };
     let expected = NotReady::Waiting("the Cluster object of this cluster (manifests in /m)".to_owned());
     assert_eq!(desired(&given).ready, Err(expected));
 }
@@ -335,14 +344,15 @@ fn our_own_node_against_the_underlay_is_no_data_path_at_all() {
     let world = World::of_files([("all.yaml", open.as_str())]);
     let case = Case::default();
     let config = Config::from_yaml("agent.yaml", "node: east").unwrap();
-    let (endpoints, tunnel) = (BTreeMap::new(), TunnelOwner::Kernel);
+    let tunnel = TunnelOwner::Kernel;
     let given = Given {
         world: &world,
         source: "m",
         config: &config,
         links: &case.links,
         tunnel,
-        endpoints: &endpoints,
+        host_services: HostServices::Own,
+        standing: &Standing::default(),
     };
     let expected = "Node lyon/east: its pod prefix 192.0.2.0/24 overlaps 192.0.2.0/24, the underlay on eth0";
     assert_eq!(desired(&given).ready, Err(NotReady::Refused(expected.to_owned())));
@@ -387,36 +397,6 @@ fn a_cluster_that_contradicts_an_earlier_one_is_left_out_with_its_nodes() {
         case.paris = &good;
         assert_eq!(peers(&case.ready().0), ["paris/p1"], "and is back when it is right");
     }
-}
-
-#[test]
-fn endpoints_are_handed_through() {
-    let key = EndpointKey { network: "pods".into(), container: "c".into(), interface: "eth0".into() };
-    let endpoint = Endpoint {
-        key: key.clone(),
-        pod: None,
-        addresses: vec!["10.70.1.9".parse().unwrap()],
-        mac: "02:00:00:00:00:09".parse().unwrap(),
-        mtu: 1450,
-        labels: BTreeMap::new(),
-        identity: causeway_model::Identity(256),
-        path: causeway_model::Path::Kernel,
-        routes: None,
-        path_reason: "asked for".into(),
-        port: causeway_model::PortKind::Veth,
-        port_mappings: Vec::new(),
-        bandwidth: Default::default(),
-        deny_new: false,
-    };
-    let world = World::of_files([("all.yaml", &*(LYON.to_owned() + &east()))]);
-    let config = Config::from_yaml("agent.yaml", "node: east").unwrap();
-    let (links, endpoints) = (Case::default().links, BTreeMap::from([(key, endpoint)]));
-    let tunnel = TunnelOwner::FastPath;
-    let given =
-        Given { world: &world, source: "m", config: &config, links: &links, tunnel, endpoints: &endpoints };
-    let snapshot = desired(&given).ready.unwrap().snapshot;
-    assert_eq!(snapshot.endpoints, endpoints);
-    assert_eq!(snapshot.settings.tunnel, TunnelOwner::FastPath);
 }
 
 proptest! {

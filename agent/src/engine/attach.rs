@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use causeway_kernel_fallback::HOST_END_MTU;
 use causeway_model::plugin::{self, Attachment, IpamRequest, PodAddress, Reply, Request, Verb};
+use causeway_model::policy::Tables;
 use causeway_model::{
-    Dataplane, Endpoint, EndpointKey, Family, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Identity, IpNetwork,
-    PortKind, PortProtocol, Settings,
+    Dataplane, Delta, Endpoint, EndpointKey, Family, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Identity,
+    IpNetwork, PortKind, PortProtocol, Settings,
 };
 
-use super::{Core, Engine, Parts, bring_endpoint};
+use super::{Core, Engine, Parts, bring_changes};
 use crate::addresses::{Grant, Pool, Wanted};
 use crate::caller::Caller;
 use crate::datapath::{Driver, port_of};
@@ -148,10 +149,16 @@ impl Core {
         let grant = self.grant(settings, &request.ipam, &self.wanted(request)?)?;
         let endpoint = self.endpoint(request, &grant, pod_mtu)?;
         let world = self.world.clone().unwrap_or_default();
-        let endpoint = self.roster.admit(endpoint, &world);
+        let key = endpoint.key.clone();
+        let changes = self.roster.admit(endpoint, &world);
+        let Some(endpoint) = self.roster.endpoints().get(&key).cloned() else {
+            unreachable!("it has just been admitted")
+        };
         let boot = self.parts.machine.boot.clone();
-        let record = Record { endpoint: endpoint.clone(), netns: place.clone(), boot };
-        match self.plug(record, &grant, netns) {
+        // What policy says of it is for now, and worked out anew by whoever reads the record.
+        let recorded = Endpoint { policy: Tables::default(), ..endpoint.clone() };
+        let record = Record { endpoint: recorded, netns: place.clone(), boot };
+        match self.plug((&endpoint, &changes), (record, &grant), netns) {
             Ok(()) => {
                 self.parts.drivers.remember(&endpoint.key, place);
                 tracing::info!("attached {} by the {} path", endpoint.key, endpoint.path);
@@ -161,19 +168,23 @@ impl Core {
         }
     }
 
-    /// Writes an endpoint down, and meanwhile guards it and prepares its link, for the disk takes as long as all the rest. It is
+    /// Writes an endpoint down, and meanwhile guards it and prepares its link, for a disk that lags takes as long as all the rest. It is
     /// plugged in once it is written: what there is before goes with this process, or leads nowhere.
-    fn plug(&mut self, record: Record, grant: &Grant, netns: BorrowedFd<'_>) -> Result<(), Error> {
-        let endpoint = record.endpoint.clone();
-        let Self { parts: Parts { store, drivers, .. }, roster, desired, in_force, .. } = self;
+    fn plug(
+        &mut self,
+        (endpoint, changes): (&Endpoint, &[Delta]),
+        (record, grant): (Record, &Grant),
+        netns: BorrowedFd<'_>,
+    ) -> Result<(), Error> {
+        let Self { parts: Parts { store, drivers, .. }, desired, in_force, .. } = self;
         let (written, prepared) = thread::scope(|scope| {
             let writing = scope.spawn(|| store.insert(record, grant));
-            let guarded = bring_endpoint(&endpoint.key, roster, desired, (drivers, in_force));
-            let prepared = guarded.and_then(|()| drivers.prepare(&endpoint, netns));
+            let guarded = bring_changes(changes, desired, (drivers, in_force));
+            let prepared = guarded.and_then(|()| drivers.prepare(endpoint, netns));
             (writing.join().unwrap_or_else(|panic| resume_unwind(panic)), prepared)
         });
         Error::all([written, prepared.map_err(Error::from)])?;
-        Ok(self.parts.drivers.attach(&endpoint, netns)?)
+        Ok(self.parts.drivers.attach(endpoint, netns)?)
     }
 
     /// Takes an attempt back as a DEL would; what fails on the way is told with what failed first.
@@ -250,6 +261,7 @@ impl Core {
             port_mappings: request.capabilities.port_mappings.clone(),
             bandwidth: request.capabilities.bandwidth,
             deny_new: false,
+            policy: Default::default(),
         })
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use causeway_model::connection::{Connection, Filter, Listing};
 use causeway_model::plugin::{self, Attachment, Failure, Reply, Request, Tombstone, Verb};
-use causeway_model::{Counters, Endpoint, PodName};
+use causeway_model::{Counters, Endpoint, EndpointKey, PodName};
 
 use super::*;
 use crate::caller::Caller;
@@ -22,6 +22,7 @@ pub(crate) struct Log {
     pub snapshot: Option<Snapshot>,
     pub attached: Vec<EndpointKey>,
     pub counters: Counters,
+    pub flows: causeway_model::flow::Events,
     pub connections: Vec<Connection>,
     /// What is wrong with every endpoint.
     pub wrong: Vec<String>,
@@ -62,6 +63,8 @@ fn name(delta: &Delta) -> String {
         Delta::EndpointGone(key) => format!(" -{}", key.container),
         Delta::Peer(node) => format!(" +node {}", node.id.name),
         Delta::PeerGone(id) => format!(" -node {}", id.name),
+        // What tables refer to goes along with the endpoints; tests of policy and of services look at the state.
+        other if other.is_of_policy() || other.is_of_services() => String::new(),
         other => format!(" {other:?}"),
     }
 }
@@ -108,6 +111,10 @@ impl Dataplane for Recorder {
         self.call("connections", "")?;
         let all = self.log().connections.clone();
         Ok(Listing::of(all.into_iter().filter(|connection| filter.fits(connection)), most))
+    }
+
+    fn flows(&mut self) -> Result<causeway_model::flow::Events, DataplaneError> {
+        Ok(std::mem::take(&mut self.log().flows))
     }
 
     fn counters(&mut self) -> Result<Counters, DataplaneError> {
@@ -157,13 +164,15 @@ pub(crate) struct Bench {
     pub directory: tempfile::TempDir,
     pub dataplane: Recorder,
     pub boot: &'static str,
+    /// More lines of the configuration.
+    pub config: &'static str,
 }
 
 impl Bench {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("tombstones")).unwrap();
-        Self { directory, dataplane: Recorder::default(), boot: "first boot" }
+        Self { directory, dataplane: Recorder::default(), boot: "first boot", config: "" }
     }
 
     pub(crate) fn start(&self) -> Engine {
@@ -172,7 +181,8 @@ impl Bench {
 
     /// The same with another directory's store.
     pub(crate) fn start_in(&self, directory: &std::path::Path) -> Engine {
-        let text = format!("node: east\nstate: {}\n", directory.display());
+        let text =
+            format!("node: east\nstate: {0}\nstatus: {0}/status\n{1}", directory.display(), self.config);
         let address = "192.0.2.11/24".parse().unwrap();
         let eth0 = Link { name: "eth0".into(), mtu: 1500, addresses: vec![address], up: true };
         Engine::new(Parts {
@@ -183,6 +193,7 @@ impl Bench {
             drivers: Drivers { kernel: Box::new(self.dataplane.clone()), fast: None },
             choice: PathChoice::of(PathWish::Auto, PathWish::Auto, Err("this is a test")),
             links: Arc::new(move || Ok(vec![eth0.clone()])),
+            kube_proxy: Arc::new(|| Ok(None)),
             machine: Machine { boot: self.boot.into(), own: Vec::new() },
         })
     }

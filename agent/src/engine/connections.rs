@@ -68,7 +68,7 @@ impl Core {
         }
     }
 
-    fn pods(&self) -> BTreeMap<IpAddr, PodName> {
+    pub(super) fn pods(&self) -> BTreeMap<IpAddr, PodName> {
         let named =
             self.roster.endpoints().values().filter_map(|endpoint| Some((endpoint, endpoint.pod.clone()?)));
         named.flat_map(|(endpoint, pod)| endpoint.addresses.iter().map(move |a| (*a, pod.clone()))).collect()

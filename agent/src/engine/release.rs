@@ -15,10 +15,10 @@ impl Core {
         self.leaks.forget(key);
         let mut failures = Vec::new();
         failures.extend(self.parts.drivers.detach(key).err().map(Error::from));
-        let known = self.roster.endpoints().contains_key(key);
-        self.roster.dismiss(key);
-        if known {
-            failures.extend(self.bring_endpoint(key).err().map(Error::from));
+        let world = self.world.clone().unwrap_or_default();
+        let changes = self.roster.dismiss(key, &world);
+        if !changes.is_empty() {
+            failures.extend(self.bring_changes(&changes).err().map(Error::from));
         }
         match self.parts.store.remove(key) {
             Ok(Some(_)) => tracing::info!("released {key}"),

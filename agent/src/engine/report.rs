@@ -1,10 +1,13 @@
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use causeway_model::operator::{
-    EndpointStatus, NodeStatus, PathStatus, PeerStatus, SourceStatus, Status, VERSION,
+    EndpointStatus, MOST_RULES, NodeStatus, PathStatus, PeerStatus, RuleStatus, SourceStatus, Status, VERSION,
 };
-use causeway_model::{Counters, Dataplane};
+use causeway_model::policy::RuleId;
+use causeway_model::{Count, Counters, Dataplane};
 
 use super::{Core, Engine};
 use crate::datapath::Driver;
@@ -24,7 +27,8 @@ impl Engine {
         let mut core = self.lock();
         let counters = core.counters();
         let last_read = core.read.map(|(_, read)| read);
-        Report { status: core.status(counters), last_read }
+        let status = Status { names: self.names.status(), ..core.status(counters) };
+        Report { status, last_read }
     }
 
     /// The endpoints and what they carried.
@@ -47,7 +51,7 @@ impl Engine {
 }
 
 impl Core {
-    fn counters(&mut self) -> Counters {
+    pub(super) fn counters(&mut self) -> Counters {
         let counters = match self.desired {
             Some(_) => self.parts.drivers.counters(),
             None => Ok(Counters::default()),
@@ -81,22 +85,47 @@ impl Core {
                 reason: choice.reason.clone(),
                 tunnel: choice.tunnel,
             },
-            peers: self.peers(),
+            peers: self.peers(&counters.paths),
             endpoints,
             tunnel_sent: counters.tunnel_sent,
             tunnel_received: counters.tunnel_received,
+            rules: self.rules(counters.rules),
+            audited: self.rules(self.audited.clone()),
             drops: counters.drops.into_iter().filter(|(_, count)| count.packets > 0).collect(),
             source: SourceStatus {
                 what: self.parts.source.clone(),
                 synchronised: self.world.is_some(),
                 age_seconds: self.read.map(|(read, _)| read.elapsed().as_secs()),
+                revision: self.revision(),
             },
-            problems: self.refused.iter().cloned().chain(troubles).collect(),
+            problems: self.problems().chain(troubles).collect(),
+            services: self.served.status(),
+            names: Default::default(),
             limits: self.parts.drivers.limits(),
             fastpath: self.parts.drivers.process(),
             repairs: self.repairs,
             mended: self.mended.iter().cloned().collect(),
         }
+    }
+
+    /// What is wrong with what others say.
+    fn problems(&self) -> impl Iterator<Item = String> {
+        self.refused.iter().cloned().chain(self.meshed.problems()).chain(self.served.problems())
+    }
+
+    /// What has denied most.
+    fn rules(&self, counters: BTreeMap<RuleId, Count>) -> Vec<RuleStatus> {
+        let mut rules: Vec<_> = counters.into_iter().filter(|(_, denied)| denied.packets > 0).collect();
+        rules.sort_by_key(|(_, denied)| Reverse(denied.packets));
+        rules.truncate(MOST_RULES);
+        let of = |(rule, denied)| RuleStatus { policy: self.policy_of(&rule), rule, denied };
+        rules.into_iter().map(of).collect()
+    }
+
+    /// What the source calls the state that is in force; none where another one may be.
+    fn revision(&self) -> Option<String> {
+        let world = self.world.as_ref().filter(|_| self.in_force && self.waiting.is_none());
+        world.and_then(|world| world.revision()).map(str::to_owned)
     }
 
     fn node_status(&self) -> Option<NodeStatus> {
@@ -113,12 +142,17 @@ impl Core {
         })
     }
 
-    fn peers(&self) -> Vec<PeerStatus> {
+    fn peers(&self, paths: &BTreeMap<IpAddr, u16>) -> Vec<PeerStatus> {
         let Some(desired) = &self.desired else { return Vec::new() };
         let family = desired.settings.underlay_family();
         let known = desired.peers.values().filter_map(|peer| {
             let tunnel_address = peer.tunnel_address(family)?;
-            Some(PeerStatus { id: peer.id.clone(), tunnel_address, pod_prefixes: peer.pod_prefixes.clone() })
+            Some(PeerStatus {
+                id: peer.id.clone(),
+                tunnel_address,
+                pod_prefixes: peer.pod_prefixes.clone(),
+                path_mtu: paths.get(&tunnel_address).copied(),
+            })
         });
         known.collect()
     }

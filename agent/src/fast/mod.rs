@@ -2,6 +2,7 @@
 //! fast path that comes, or comes back, everything again.
 
 mod check;
+mod counting;
 mod ports;
 mod session;
 #[cfg(test)]
@@ -18,11 +19,12 @@ use std::time::{Duration, Instant};
 use causeway_kernel_fallback::Reaper;
 use causeway_kernel_fallback::next_hops;
 use causeway_model::connection::{Filter, Listing};
-use causeway_model::fastpath::{Device, Hello, Memory, PortName, Tally, Task};
+use causeway_model::fastpath::{Device, Hello, Memory, PortName, Tally, Task, WEIGHS};
+use causeway_model::flow::Events;
 use causeway_model::operator::FastpathStatus;
 use causeway_model::{
-    Count, Counters, Dataplane, DataplaneError, DropReason, Endpoint, EndpointKey, MacAddr, Path, Snapshot,
-    TunnelOwner, Update, UplinkKind,
+    Counters, Dataplane, DataplaneError, Delta, Endpoint, EndpointKey, MacAddr, Path, Snapshot, TunnelOwner,
+    Update, UplinkKind,
 };
 use causeway_socket::{Listener, SocketError};
 use thiserror::Error;
@@ -32,6 +34,7 @@ use crate::error::chain;
 use crate::store::Netns;
 use crate::tap::HEADER;
 
+use counting::{add, counters};
 use ports::Held;
 pub(crate) use ports::delete_pod_tap;
 use session::{OrderError, Session};
@@ -140,6 +143,12 @@ impl FastDataplane {
                 limits.extend(hello.unable.iter().map(|why| format!("the fast path cannot run: {why}")));
                 if hello.memory == Memory::Slow {
                     limits.push("the fast path runs in slow memory: no hugepages".into());
+                }
+                if hello.version < WEIGHS {
+                    let release = &hello.release;
+                    limits.push(format!(
+                        "fast path {release} knows no weights: backends share connections alike"
+                    ));
                 }
                 limits.extend(hello.limits.iter().cloned());
                 limits.extend(state.shortfalls.values().flatten().cloned());
@@ -318,7 +327,8 @@ impl State {
         }
         // The state before any port: what guards an endpoint is in force before its first packet.
         self.epoch += 1;
-        session.order(Task::Snapshot { epoch: self.epoch, snapshot: Box::new(desired.clone()) })?;
+        let snapshot = Box::new(desired.clone());
+        session.order(Task::Snapshot { epoch: self.epoch, snapshot })?;
         self.next_hops.clear();
         for port in wanted.difference(&there) {
             self.plug(port)?;
@@ -382,19 +392,21 @@ impl State {
         self.taken("taking up changes", result)
     }
 
-    /// Ports that the desired state has and the driver does not hold yet, and the other way round.
-    fn align_ports(&mut self) {
+    /// Gives up those of these ports that the desired state has no more, and opens the node's own that it has.
+    fn align_ports(&mut self, touched: Vec<PortName>) {
         let Some(desired) = &self.desired else { return };
-        let wanted = wanted(desired);
-        let gone: Vec<_> = self.held.keys().filter(|port| !wanted.contains(port)).cloned().collect();
+        let gone: Vec<_> = touched.into_iter().filter(|port| !wants(desired, port)).collect();
         for port in gone {
-            self.unplug(&port);
+            if self.held.contains_key(&port) {
+                self.unplug(&port);
+            }
         }
         // Endpoints are plugged by `attach` and by `resume`; the node's own ports as soon as they are wanted.
         for port in [PortName::Host, PortName::Uplink] {
             // A device that is there already has a living fast path on its queues, or one to come: its hello will tell.
             let ours_to_open = self.session.is_some() || !ports::exists(&port);
-            if wanted.contains(&port) && !self.held.contains_key(&port) && ours_to_open {
+            let wanted = self.desired.as_ref().is_some_and(|desired| wants(desired, &port));
+            if wanted && !self.held.contains_key(&port) && ours_to_open {
                 let result = self.plug(&port);
                 self.settle("serving the node's own ports", result);
             }
@@ -446,6 +458,30 @@ impl State {
     }
 }
 
+/// Whether a state wants a port served by the fast path.
+fn wants(desired: &Snapshot, port: &PortName) -> bool {
+    let is_fast = |endpoint: &Endpoint| endpoint.path == Path::Fast;
+    desired.settings.tunnel == TunnelOwner::FastPath
+        && match port {
+            PortName::Host | PortName::Uplink => true,
+            PortName::Endpoint(key) => desired.endpoints.get(key).is_some_and(is_fast),
+        }
+}
+
+/// The ports that changes may bring or take away; none where that may be any.
+fn touched(deltas: &[Delta]) -> Option<Vec<PortName>> {
+    let mut ports = Vec::new();
+    for delta in deltas {
+        match delta {
+            Delta::Settings(_) => return None,
+            Delta::Endpoint(endpoint) => ports.push(PortName::Endpoint(endpoint.key.clone())),
+            Delta::EndpointGone(key) => ports.push(PortName::Endpoint(key.clone())),
+            _ => {}
+        }
+    }
+    Some(ports)
+}
+
 /// The ports that a state wants served by the fast path.
 fn wanted(desired: &Snapshot) -> BTreeSet<PortName> {
     if desired.settings.tunnel != TunnelOwner::FastPath {
@@ -461,6 +497,11 @@ fn wanted(desired: &Snapshot) -> BTreeSet<PortName> {
 impl Dataplane for FastDataplane {
     fn apply(&mut self, update: Update<'_>) -> Result<(), DataplaneError> {
         let mut state = lock(&self.state);
+        // Of a thousand ports a change touches one.
+        let touched = match update {
+            Update::Whole(_) => None,
+            Update::Changes(deltas) => touched(deltas),
+        };
         match update {
             Update::Whole(snapshot) => {
                 state.desired = Some(snapshot.clone());
@@ -480,7 +521,8 @@ impl Dataplane for FastDataplane {
             }
         }
         // A fast path that is away is told everything when it is back: nothing is lost.
-        state.align_ports();
+        let touched = touched.unwrap_or_else(|| state.held.keys().cloned().collect());
+        state.align_ports(touched);
         let result = state.resolve();
         state.settle("telling where the nodes are", result);
         Ok(())
@@ -560,6 +602,15 @@ impl Dataplane for FastDataplane {
             .ok_or_else(|| DataplaneError::Unavailable(format!("the fast path, listing connections: {why}")))
     }
 
+    fn flows(&mut self) -> Result<Events, DataplaneError> {
+        let mut state = lock(&self.state);
+        let able = |session: &&mut Session| session.hello().unable.is_none();
+        // One that is away has nothing to tell: it tells when it is back.
+        let Some(session) = state.session.as_mut().filter(able) else { return Ok(Events::default()) };
+        let result = session.flows();
+        Ok(state.settle("gathering flows", result).unwrap_or_default())
+    }
+
     fn counters(&mut self) -> Result<Counters, DataplaneError> {
         let mut state = lock(&self.state);
         if let Some(session) = state.session.as_mut().filter(|session| session.hello().unable.is_none()) {
@@ -572,44 +623,4 @@ impl Dataplane for FastDataplane {
         add(&mut sum, &state.last);
         Ok(counters(&sum))
     }
-}
-
-/// Adds what a fast path counted to what those before it did.
-fn add(sum: &mut Tally, more: &Tally) {
-    sum.tunnel_sent += more.tunnel_sent;
-    sum.tunnel_received += more.tunnel_received;
-    sum.drops.extend(&more.drops);
-    sum.endpoints.extend(more.endpoints.iter().cloned());
-    (sum.buffers, sum.workers) = (more.buffers, more.workers.clone());
-    sum.connections = more.connections;
-    // One line a reason and worker, however many fast paths there were.
-    let drops: BTreeMap<(u16, DropReason), Count> =
-        sum.drops.iter().fold(BTreeMap::new(), |mut drops, line| {
-            *drops.entry((line.worker, line.reason)).or_default() += line.count;
-            drops
-        });
-    sum.drops = drops
-        .into_iter()
-        .map(|((worker, reason), count)| causeway_model::fastpath::WorkerDrops { worker, reason, count })
-        .collect();
-}
-
-fn counters(tally: &Tally) -> Counters {
-    let mut counters = Counters {
-        tunnel_sent: tally.tunnel_sent,
-        tunnel_received: tally.tunnel_received,
-        ..Counters::default()
-    };
-    for line in &tally.drops {
-        *counters.drops.entry(line.reason).or_default() += line.count;
-    }
-    for (key, passed) in &tally.endpoints {
-        let entry = counters.endpoints.entry(key.clone()).or_default();
-        entry.from_pod += passed.from_pod;
-        entry.to_pod += passed.to_pod;
-        for (reason, count) in &passed.drops {
-            *entry.drops.entry(*reason).or_default() += *count;
-        }
-    }
-    counters
 }

@@ -3,14 +3,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use causeway_kernel_fallback::{
-    HOST_LINK, UPLINK_LINK, UPLINK_MAC, delete_link, dismiss_tap, namespace, pod,
+    HOST_LINK, UPLINK_LINK, UPLINK_MAC, delete_link, dismiss_tap, namespace, pod, without_queue,
 };
 use causeway_model::fastpath::{Device, PortName, Tap};
 use causeway_model::{DataplaneError, Endpoint, EndpointKey, MacAddr};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
+use tracing::warn;
 
 use super::{FastOptions, State};
+use crate::error::chain;
 use crate::store::Netns;
 use crate::tap::{self, Shape, TapError};
 
@@ -227,8 +229,13 @@ pub(super) fn make_pod_tap(
         if if_nametoindex(name.as_str()).is_ok() {
             return Err(DataplaneError::Refused(format!("interface {name} exists in the pod's namespace")));
         }
-        open_tap(name, options.queues, endpoint.mac)
-            .map_err(failed(format!("making the TAP of {}", endpoint.key)))
+        let opened = open_tap(name, options.queues, endpoint.mac)
+            .map_err(failed(format!("making the TAP of {}", endpoint.key)))?;
+        if let Err(error) = without_queue(name) {
+            // With one it works as well, and takes more memory.
+            warn!("{}", chain(&error));
+        }
+        Ok(opened)
     })??;
     if let Err(error) = pod::configure(netns, name, endpoint) {
         opened.forget(&PortName::Endpoint(endpoint.key.clone()));

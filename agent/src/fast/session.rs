@@ -2,9 +2,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use causeway_model::connection::{Filter, Listing};
-use causeway_model::fastpath::{
-    Answer, Device, Hello, LISTS_CONNECTIONS, Order, Outcome, PortName, Tally, Task, VERSION,
-};
+use causeway_model::fastpath::{Answer, Device, Hello, Order, Outcome, PortName, Tally, Task, VERSION};
+use causeway_model::flow::Events;
 use causeway_socket::{Channel, SocketError};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use thiserror::Error;
@@ -95,13 +94,16 @@ impl Session {
         }
     }
 
+    /// Has it told what became of connections.
+    pub(super) fn flows(&mut self) -> Result<Events, OrderError> {
+        match self.ask(Task::Flows, &[])? {
+            (Outcome::Flows(events), _) => Ok(events),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
     /// Has connections listed.
     pub(super) fn connections(&mut self, filter: &Filter, most: usize) -> Result<Listing, OrderError> {
-        let Hello { version, release, .. } = &self.hello;
-        if *version < LISTS_CONNECTIONS {
-            let text = format!("release {release} does not tell of connections");
-            return Err(OrderError::Refused(text));
-        }
         match self.ask(Task::Connections { filter: filter.clone(), most }, &[])? {
             (Outcome::Connections(listing), _) => Ok(listing),
             (other, _) => Err(unexpected(&other)),

@@ -5,8 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path as FilePath;
 use std::thread::{self, JoinHandle};
 
-use causeway_model::fastpath::{Answer, Order, Outcome};
-use causeway_model::{Identity, MacAddr, Node, NodeId, Overlay, PortKind, Settings};
+use causeway_model::fastpath::{Answer, Order, Outcome, VERSION};
+use causeway_model::{
+    Count, DropReason, Identity, MacAddr, NameServer, Node, NodeId, Overlay, PortKind, Settings,
+};
 use causeway_socket::Channel;
 use nix::sched::{CloneFlags, unshare};
 
@@ -29,7 +31,7 @@ fn driver(socket: &FilePath) -> FastDataplane {
     FastDataplane::start(options, Reaper::start().unwrap()).unwrap()
 }
 
-fn endpoint(number: u8) -> Endpoint {
+pub(super) fn endpoint(number: u8) -> Endpoint {
     Endpoint {
         key: EndpointKey {
             network: "pods".into(),
@@ -49,10 +51,11 @@ fn endpoint(number: u8) -> Endpoint {
         port_mappings: Vec::new(),
         bandwidth: Default::default(),
         deny_new: false,
+        policy: Default::default(),
     }
 }
 
-fn snapshot() -> Snapshot {
+pub(super) fn snapshot() -> Snapshot {
     let id = NodeId { cluster: "lyon".parse().unwrap(), name: "east".parse().unwrap() };
     Snapshot::new(Settings {
         overlay: Overlay { vni: 51717.try_into().unwrap(), port: 4789 },
@@ -67,6 +70,9 @@ fn snapshot() -> Snapshot {
         uplink: UplinkKind::HostRouted,
         pod_mtu: 1450,
         connections: Default::default(),
+        host_services: Default::default(),
+        masquerade: None,
+        names: NameServer::default(),
     })
 }
 
@@ -103,7 +109,7 @@ fn play(socket: &FilePath, hello: Hello, mut shown: Vec<OwnedFd>) -> JoinHandle<
 
 fn hello(ports: Vec<PortName>) -> Hello {
     Hello {
-        version: 1,
+        version: VERSION,
         release: "test".into(),
         pid: 7,
         memory: Memory::Hugepages,
@@ -158,7 +164,7 @@ fn a_fast_path_that_comes_back_is_told_again_what_changed_meanwhile() {
         let (mut state, endpoint) = (snapshot(), endpoint(3));
         driver.apply(Update::Whole(&state)).unwrap();
         play(socket, hello(vec![]), vec![]).join().unwrap();
-        let delta = causeway_model::Delta::Cluster(causeway_model::Cluster {
+        let delta = Delta::Cluster(causeway_model::Cluster {
             name: "lyon".parse().unwrap(),
             id: 1,
             region: None,
@@ -205,6 +211,22 @@ fn slow_memory_is_taken_only_when_the_fast_path_was_asked_for() {
 }
 
 #[test]
+fn what_an_older_fast_path_does_not_know_is_said() {
+    for (version, said) in [(VERSION - 1, Some("knows no weights")), (VERSION, None)] {
+        alone(move |socket| {
+            let driver = driver(socket);
+            let played = play(socket, Hello { version, ..hello(vec![]) }, vec![]);
+            assert_eq!(driver.wait(SOON, true), Ok(()));
+            let limits = driver.limits();
+            let lacks: Vec<_> = limits.iter().filter(|limit| limit.contains("knows no")).collect();
+            assert_eq!(lacks.len(), usize::from(said.is_some()), "{version}: {limits:?}");
+            assert!(said.is_none_or(|said| lacks[0].contains(said)), "{version}: {lacks:?}");
+            played.join().unwrap();
+        });
+    }
+}
+
+#[test]
 fn workers_without_a_queue_are_said() {
     alone(|socket| {
         let driver = driver(socket);
@@ -241,4 +263,51 @@ fn counts_of_fast_paths_that_have_gone_are_kept() {
     add(&mut sum, &Tally { drops: vec![drops(0, 3), drops(1, 5)], ..Tally::default() });
     assert_eq!(sum.drops, [drops(0, 5), drops(1, 5)]);
     assert_eq!(counters(&sum).drops[&DropReason::SpoofedMac].packets, 10);
+}
+
+#[test]
+fn a_change_of_one_endpoint_leaves_the_ports_of_all_others_alone() {
+    alone(|socket| {
+        let mut driver = driver(socket);
+        let one = endpoint(3);
+        let there = [PortName::Host, PortName::Uplink, PortName::Endpoint(one.key.clone())];
+        let (queue, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let shown = vec![queue.into()];
+        let fastpath = play(socket, hello(there.to_vec()), shown);
+        driver.wait(SOON, false).unwrap();
+        let mut state = snapshot();
+        state.endpoints.insert(one.key.clone(), one.clone());
+        driver.apply(Update::Whole(&state)).unwrap();
+        let other = endpoint(4);
+        driver.apply(Update::Changes(&[Delta::Endpoint(Box::new(other.clone()))])).unwrap();
+        driver.apply(Update::Changes(&[Delta::EndpointGone(other.key)])).unwrap();
+        driver.apply(Update::Changes(&[Delta::EndpointGone(one.key.clone())])).unwrap();
+        drop(driver);
+        let told = fastpath.join().unwrap();
+        let unplugged = |task: &Task| matches!(task, Task::Unplug { .. });
+        let gone = Task::Unplug { port: PortName::Endpoint(one.key) };
+        let tasks: Vec<_> = told.into_iter().map(|(task, _)| task).filter(unplugged).collect();
+        assert_eq!(tasks, [gone]);
+    });
+}
+
+#[test]
+fn a_pod_s_link_keeps_no_queues_before_its_driver() {
+    alone(|_| {
+        let pod = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            std::fs::File::open("/proc/thread-self/ns/net").unwrap()
+        });
+        let pod = pod.join().unwrap();
+        let options =
+            FastOptions { socket: "unused".into(), queues: 2, uplink: None, mask_tunnel_gso: false };
+        let held = ports::make_pod_tap(&endpoint(3), pod.as_fd(), &options).unwrap();
+        let listed = causeway_kernel_fallback::namespace::within(pod.as_fd(), || {
+            std::process::Command::new("ip").args(["link", "show", "eth0"]).output().unwrap()
+        });
+        let listed = String::from_utf8(listed.unwrap().stdout).unwrap();
+        assert!(listed.contains(" UP ") || listed.contains(",UP"), "{listed}");
+        assert!(listed.contains(" qdisc noqueue "), "{listed}");
+        held.forget(&PortName::Endpoint(endpoint(3).key));
+    });
 }

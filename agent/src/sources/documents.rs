@@ -1,11 +1,14 @@
 //! One manifest file: text in, objects and what is wrong with them out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
 
 use causeway_policy::{Effect, PolicyKind};
 use serde_json::Value;
 
 use super::objects::{self, Kind, Object, ObjectKey};
+use super::offers;
 use super::yaml;
 
 /// What a file says.
@@ -15,6 +18,8 @@ pub(super) struct Parsed {
     pub objects: Vec<Placed>,
     /// What is wrong, each with file and line.
     pub problems: Vec<String>,
+    /// The cluster whose place it is is marked lost; how old what is known of it was then.
+    pub lost: Option<Duration>,
     /// How many objects of other people's kinds there are, by kind.
     pub ignored: BTreeMap<String, usize>,
     /// The objects that did not get through the door.
@@ -35,6 +40,13 @@ impl Parsed {
     /// Reads a file's text.
     pub fn read(file: &str, text: &str) -> Self {
         let mut parsed = Parsed::default();
+        if offers::marks_lost(Path::new(file)) {
+            let age = offers::age(text).unwrap_or_else(|problem| {
+                parsed.problems.push(format!("{file}: {problem}"));
+                Duration::ZERO
+            });
+            return Parsed { lost: Some(age), ..parsed };
+        }
         match yaml::documents(file, text) {
             Ok(documents) => {
                 for document in documents {
@@ -116,6 +128,16 @@ impl Parsed {
                     Object::Policy(read) if read.report.effect != Effect::Whole => {
                         self.problems.push(format!("{place}: {}", read.report));
                     }
+                    Object::Served(read, offer) => {
+                        let of_node = Some(read.report()).filter(|report| !report.problems.is_empty());
+                        self.problems.extend(of_node.iter().map(|report| format!("{place}: {report}")));
+                        let told = offer.problems(of_node.is_some());
+                        self.problems.extend(told.map(|problem| format!("{place}: {key}: {problem}")));
+                    }
+                    Object::Offer(offer) => {
+                        let told = offer.problems(false);
+                        self.problems.extend(told.map(|problem| format!("{place}: {key}: {problem}")));
+                    }
                     _ => {}
                 }
                 self.objects.push(Placed { key, object, place: place.to_owned() });
@@ -137,6 +159,9 @@ impl Parsed {
     /// Keeps of the last good state of this file what the new state has broken. Where something is broken that does not say
     /// what it is, it may be any of them.
     pub fn keep_last_good(&mut self, last: &Parsed) {
+        if self.unnamed_broken {
+            self.lost = self.lost.or(last.lost);
+        }
         let here: BTreeSet<_> = self.objects.iter().map(|placed| placed.key.clone()).collect();
         let kept = last.objects.iter().filter(|placed| {
             !here.contains(&placed.key) && (self.unnamed_broken || self.broken.contains(&placed.key))
@@ -154,15 +179,26 @@ enum Known {
     Foreign,
 }
 
-/// Whose kind it is. Others have kinds of our names too (Cluster of the Cluster API, NetworkPolicy of other networks): the group
-/// decides for our own and for policies.
+/// Whose kind it is. Others have kinds of our names too (Cluster of the Cluster API, NetworkPolicy of other networks, Service of
+/// Knative): the group decides for our own, for policies and for services.
 fn known(api_version: &str, kind: &str) -> Known {
     let group = |version: &str| version.split_once('/').map_or("", |(group, _)| group).to_owned();
     let ours = group(api_version) == group(Kind::Cluster.api_version());
     match Kind::all().find(|known| known.as_str() == kind) {
         Some(kind) if api_version == kind.api_version() => Known::Ours(kind),
+        // Of another version it exports nothing any more, whatever it did before.
+        Some(kind @ (Kind::ServiceExport | Kind::ServiceImport)) => {
+            match group(api_version) == group(kind.api_version()) {
+                true => Known::Ours(kind),
+                false => Known::Foreign,
+            }
+        }
         Some(Kind::Cluster) if !ours => Known::Foreign,
-        Some(kind @ Kind::Policy(_)) if group(api_version) != group(kind.api_version()) => Known::Foreign,
+        Some(kind @ (Kind::Policy(_) | Kind::Service | Kind::EndpointSlice))
+            if group(api_version) != group(kind.api_version()) =>
+        {
+            Known::Foreign
+        }
         Some(kind) => Known::WrongVersion(kind),
         None if ours => Known::NotOurs,
         None => Known::Foreign,
@@ -173,7 +209,12 @@ fn key_of(kind: Kind, value: &Value) -> Option<ObjectKey> {
     let metadata = value.get("metadata")?;
     let text = |field: &str| metadata.get(field).and_then(Value::as_str);
     let namespace = match kind {
-        Kind::Pod | Kind::Policy(PolicyKind::NetworkPolicy) => text("namespace").unwrap_or("default"),
+        Kind::Pod
+        | Kind::Policy(PolicyKind::NetworkPolicy)
+        | Kind::Service
+        | Kind::EndpointSlice
+        | Kind::ServiceExport
+        | Kind::ServiceImport => text("namespace").unwrap_or("default"),
         Kind::Cluster | Kind::Node | Kind::Namespace | Kind::Policy(_) => "",
     };
     let name = text("name").filter(|name| !name.is_empty())?;

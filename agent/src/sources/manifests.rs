@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::fs::{self, Metadata};
+use std::fs::{self, FileType, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,34 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 
 use super::documents::Parsed;
+use super::offers;
 use super::world::{CLUSTERS, Scope, World};
 use super::yaml;
+
+/// What may have changed in a directory of manifests since it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Anything.
+    Anything,
+    /// Nothing but what these names in it lead to, which may be no manifests at all.
+    Names(BTreeSet<PathBuf>),
+}
+
+impl Default for News {
+    fn default() -> Self {
+        Self::Names(BTreeSet::new())
+    }
+}
+
+impl News {
+    /// Both together.
+    pub(super) fn extend(&mut self, more: News) {
+        match (&mut *self, more) {
+            (Self::Names(names), Self::Names(more)) => names.extend(more),
+            _ => *self = Self::Anything,
+        }
+    }
+}
 
 /// Two writes closer together than this can leave the same times on a file: the kernel's clock for them is coarse.
 const COARSE: Duration = Duration::from_secs(1);
@@ -45,9 +71,13 @@ pub struct ManifestSource {
     dir: PathBuf,
     /// By path within the directory.
     files: BTreeMap<PathBuf, File>,
+    /// Directories and links, by path: what changes there may change what lies elsewhere.
+    others: BTreeSet<PathBuf>,
     /// What was wrong with places, not with contents.
-    problems: Vec<String>,
+    problems: BTreeMap<PathBuf, String>,
     world: Option<Arc<World>>,
+    /// Whether the last reading failed, so that news of names alone may not be all that is new.
+    missed: bool,
 }
 
 #[derive(Debug)]
@@ -68,19 +98,35 @@ struct Stamp {
     settled: bool,
 }
 
+/// A file whose objects may not be what they were.
+struct Moved {
+    path: PathBuf,
+    scope: Scope,
+    /// What it said, if it was there.
+    before: Option<Parsed>,
+}
+
 /// The manifest files that are there now.
 #[derive(Default)]
 struct Listing {
     files: BTreeMap<PathBuf, Scope>,
     /// Clusters whose directory is there and could not be read; all of them when `clusters/` itself could not.
     unreadable: BTreeSet<PathBuf>,
-    problems: Vec<String>,
+    others: BTreeSet<PathBuf>,
+    problems: BTreeMap<PathBuf, String>,
 }
 
 impl ManifestSource {
     /// A source that has not been read yet.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), files: BTreeMap::new(), problems: Vec::new(), world: None }
+        Self {
+            dir: dir.into(),
+            files: BTreeMap::new(),
+            others: BTreeSet::new(),
+            problems: BTreeMap::new(),
+            world: None,
+            missed: true,
+        }
     }
 
     /// What the source is, for status: "manifests in /etc/causeway/manifests".
@@ -93,91 +139,157 @@ impl ManifestSource {
         &self.dir
     }
 
-    /// Reads what has changed since the last time. A world in which nothing is new is the same `Arc`.
+    /// Reads what has changed since the last time, after a look at everything. A world in which nothing is new is the same `Arc`.
     ///
     /// A file that cannot be parsed keeps its last good objects, and the world says what is wrong with it.
     pub fn read(&mut self) -> Result<Arc<World>, SourceError> {
-        let listing = self.list()?;
+        let listing = self.list().inspect_err(|_| self.missed = true)?;
         let unreadable = |path: &Path| listing.unreadable.iter().any(|dir| path.starts_with(dir));
-        let before = self.files.len();
-        self.files.retain(|path, _| listing.files.contains_key(path) || unreadable(path));
-        let mut changed = self.files.len() != before;
+        // A listing may miss what is replaced meanwhile.
+        let is_there = |path: &Path| fs::symlink_metadata(self.dir.join(path)).is_ok();
+        let gone = self.files.keys().filter(|path| !listing.files.contains_key(*path));
+        let gone =
+            gone.filter(|path| !unreadable(path) && (listing.others.contains(*path) || !is_there(path)));
+        let gone: Vec<_> = gone.cloned().collect();
+        let mut moved: Vec<_> = gone.iter().filter_map(|path| self.drop_file(path)).collect();
         let mut problems = listing.problems;
         for (path, scope) in listing.files {
-            match self.take(&path, scope) {
-                Ok(read) => changed |= read,
-                Err(problem) => problems.push(problem),
+            moved.extend(self.take(&path, scope, &mut problems));
+        }
+        let same_problems = problems == self.problems;
+        (self.others, self.problems, self.missed) = (listing.others, problems, false);
+        Ok(self.conclude(&moved, same_problems))
+    }
+
+    /// Reads what news is of, as [`Self::read`] does, without a look at all other files where that can be told. None where news
+    /// of names turns out to be nothing new.
+    pub fn read_news(&mut self, news: &News) -> Result<Option<Arc<World>>, SourceError> {
+        match news {
+            News::Names(names) if !self.missed && !names.iter().any(|name| self.leads_elsewhere(name)) => {
+                let last = self.world.clone();
+                let world = self.read_files(names);
+                Ok((!last.is_some_and(|last| Arc::ptr_eq(&last, &world))).then_some(world))
+            }
+            _ => self.read().map(Some),
+        }
+    }
+
+    /// Whether a name is, or was when it was last looked at, anything but a file.
+    fn leads_elsewhere(&self, name: &Path) -> bool {
+        let now = fs::symlink_metadata(self.dir.join(name));
+        self.others.contains(name) || now.is_ok_and(|metadata| !metadata.is_file())
+    }
+
+    fn read_files(&mut self, names: &BTreeSet<PathBuf>) -> Arc<World> {
+        let mut problems = self.problems.clone();
+        let mut moved = Vec::new();
+        for path in names.iter().filter(|path| is_read(path)) {
+            problems.remove(path);
+            match Scope::of(path) {
+                Ok(scope) => moved.extend(self.take(path, scope, &mut problems)),
+                Err(problem) => drop(problems.insert(path.clone(), format!("{}: {problem}", path.display()))),
             }
         }
-        changed |= problems != self.problems;
-        if let Some(world) = self.world.as_ref().filter(|_| !changed) {
-            return Ok(world.clone());
+        let same_problems = problems == self.problems;
+        self.problems = problems;
+        self.conclude(&moved, same_problems)
+    }
+
+    /// The world after these files have moved.
+    fn conclude(&mut self, moved: &[Moved], same_problems: bool) -> Arc<World> {
+        if same_problems && let Some(world) = self.renewed(moved) {
+            return self.world.insert(world).clone();
         }
         let files = self.files.values().map(|file| (&file.scope, &file.parsed));
-        let world = World::assemble(files, problems.clone());
-        self.problems = problems;
+        let world = World::assemble(files, self.problems.values().cloned().collect());
         let unchanged = self.world.take().filter(|last| **last == world);
-        Ok(self.world.insert(unchanged.unwrap_or_else(|| Arc::new(world))).clone())
+        self.world.insert(unchanged.unwrap_or_else(|| Arc::new(world))).clone()
+    }
+
+    /// The last world with what these files say now. None where that cannot be told without a look at all others.
+    fn renewed(&self, moved: &[Moved]) -> Option<Arc<World>> {
+        let mut world = self.world.clone()?;
+        let nothing = Parsed::default();
+        for Moved { path, scope, before } in moved {
+            let now = self.files.get(path).map_or(&nothing, |file| &file.parsed);
+            let difference = world.difference(scope, before.as_ref().unwrap_or(&nothing), now)?;
+            if !difference.is_empty() {
+                Arc::make_mut(&mut world).renew(scope, difference);
+            }
+        }
+        Some(world)
     }
 
     fn list(&self) -> Result<Listing, SourceError> {
         let mut listing = Listing::default();
         let failed = |source| SourceError::Directory { dir: self.dir.clone(), source };
-        for name in names_in(&self.dir).map_err(failed)? {
-            if name == CLUSTERS {
+        for (name, kind) in entries(&self.dir).map_err(failed)? {
+            if name == Path::new(CLUSTERS) {
+                listing.others.insert(name);
                 self.list_clusters(&mut listing);
             } else {
-                self.list_entry(&mut listing, Path::new(&name));
+                self.list_entry(&mut listing, name, kind);
             }
         }
         Ok(listing)
     }
 
     fn list_clusters(&self, listing: &mut Listing) {
-        for cluster in self.names_or_problem(listing, Path::new(CLUSTERS)) {
+        for (cluster, _) in self.entries_or_problem(listing, Path::new(CLUSTERS)) {
+            if is_hidden(&cluster) {
+                continue;
+            }
             let relative = Path::new(CLUSTERS).join(cluster);
             if !self.dir.join(&relative).is_dir() {
                 if is_manifest(&relative) {
-                    listing
-                        .problems
-                        .push(format!("{}: manifests lie in {CLUSTERS}/NAME/", relative.display()));
+                    let text = format!("{}: manifests lie in {CLUSTERS}/NAME/", relative.display());
+                    listing.problems.insert(relative, text);
                 }
                 continue;
             }
-            for name in self.names_or_problem(listing, &relative) {
-                self.list_entry(listing, &relative.join(name));
+            for (name, kind) in self.entries_or_problem(listing, &relative) {
+                self.list_entry(listing, relative.join(name), kind);
             }
         }
     }
 
-    /// The names in a directory below the top, which does not take the others with it when it cannot be read.
-    fn names_or_problem(&self, listing: &mut Listing, relative: &Path) -> Vec<std::ffi::OsString> {
-        match names_in(&self.dir.join(relative)) {
-            Ok(names) => names,
+    /// What is in a directory below the top, which does not take the others with it when it cannot be read.
+    fn entries_or_problem(&self, listing: &mut Listing, relative: &Path) -> Vec<(PathBuf, FileType)> {
+        match entries(&self.dir.join(relative)) {
+            Ok(found) => found,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => {
-                listing.problems.push(format!("{}: {error}", relative.display()));
+                listing.problems.insert(relative.to_owned(), format!("{}: {error}", relative.display()));
                 listing.unreadable.insert(relative.to_owned());
                 Vec::new()
             }
         }
     }
 
-    fn list_entry(&self, listing: &mut Listing, relative: &Path) {
-        if self.dir.join(relative).is_dir() {
+    fn list_entry(&self, listing: &mut Listing, relative: PathBuf, kind: FileType) {
+        if !kind.is_file() {
+            listing.others.insert(relative.clone());
+        }
+        if is_hidden(&relative) {
+            return;
+        }
+        if kind.is_dir() || kind.is_symlink() && self.dir.join(&relative).is_dir() {
             let text =
                 format!("{}: this directory is not read; others' are {CLUSTERS}/NAME/", relative.display());
-            listing.problems.push(text);
-        } else if is_manifest(relative) {
-            match Scope::of(relative) {
-                Ok(scope) => drop(listing.files.insert(relative.to_owned(), scope)),
-                Err(problem) => listing.problems.push(format!("{}: {problem}", relative.display())),
+            listing.problems.insert(relative, text);
+        } else if is_read(&relative) {
+            match Scope::of(&relative) {
+                Ok(scope) => drop(listing.files.insert(relative, scope)),
+                Err(problem) => {
+                    let text = format!("{}: {problem}", relative.display());
+                    listing.problems.insert(relative, text);
+                }
             }
         }
     }
 
-    /// Reads one file if it is not what it was; tells whether it did.
-    fn take(&mut self, path: &Path, scope: Scope) -> Result<bool, String> {
+    /// Reads one file if it is not what it was.
+    fn take(&mut self, path: &Path, scope: Scope, problems: &mut BTreeMap<PathBuf, String>) -> Option<Moved> {
         let whole = self.dir.join(path);
         let name = path.display().to_string();
         let last = self.files.get(path);
@@ -185,15 +297,19 @@ impl ManifestSource {
         let metadata = match fs::metadata(&whole) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let gone = self.files.remove(path).is_some();
-                let dangling = fs::symlink_metadata(&whole).is_ok();
-                return if dangling { Err(format!("{name}: a link to nowhere")) } else { Ok(gone) };
+                if fs::symlink_metadata(&whole).is_ok() {
+                    problems.insert(path.to_owned(), format!("{name}: a link to nowhere"));
+                }
+                return self.drop_file(path);
             }
-            Err(error) => return Err(format!("{name}: {error}")),
+            Err(error) => {
+                problems.insert(path.to_owned(), format!("{name}: {error}"));
+                return None;
+            }
         };
         let stamp = Stamp::of(&metadata);
         if last.is_some_and(|last| last.stamp == stamp && stamp.settled) {
-            return Ok(false);
+            return None;
         }
         let mut parsed = match text_of(&whole, &metadata) {
             Ok(text) => Parsed::read(&name, &text),
@@ -202,17 +318,36 @@ impl ManifestSource {
         if let Some(last) = last {
             parsed.keep_last_good(&last.parsed);
         }
-        self.files.insert(path.to_owned(), File { scope, stamp, parsed });
-        Ok(true)
+        let before = self.files.insert(path.to_owned(), File { scope: scope.clone(), stamp, parsed });
+        Some(Moved { path: path.to_owned(), scope, before: before.map(|file| file.parsed) })
+    }
+
+    /// Forgets a file that has gone.
+    fn drop_file(&mut self, path: &Path) -> Option<Moved> {
+        let File { scope, parsed, .. } = self.files.remove(path)?;
+        Some(Moved { path: path.to_owned(), scope, before: Some(parsed) })
     }
 }
 
-/// Everything in a directory but dot files, which are editors' and Kubernetes' own (`..data`).
-fn names_in(dir: &Path) -> io::Result<Vec<std::ffi::OsString>> {
-    let mut names = fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
-    names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
-    names.sort();
-    Ok(names)
+/// Everything in a directory, in order, with what it is itself: a link is a link.
+fn entries(dir: &Path) -> io::Result<Vec<(PathBuf, FileType)>> {
+    let entry = |entry: io::Result<fs::DirEntry>| {
+        let entry = entry?;
+        Ok((PathBuf::from(entry.file_name()), entry.file_type()?))
+    };
+    let mut found = fs::read_dir(dir)?.map(entry).collect::<io::Result<Vec<_>>>()?;
+    found.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Ok(found)
+}
+
+/// Dot files are editors' and Kubernetes' own (`..data`).
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// Whether a file of this name is read.
+pub(super) fn is_read(path: &Path) -> bool {
+    !is_hidden(path) && (is_manifest(path) || offers::marks_lost(path))
 }
 
 fn is_manifest(path: &Path) -> bool {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use causeway_model::{Cluster, ClusterName, MacAddr, NodeName, PodName};
+use causeway_mesh::api;
+use causeway_model::{Cluster, ClusterName, MacAddr, NodeId, NodeName, PodName};
 use causeway_policy::{PolicyKind, Read};
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
@@ -14,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
 
+use super::offers::Offer;
 use super::world::PodObject;
 use crate::config::PathWish;
 
@@ -25,13 +27,19 @@ pub(super) enum Kind {
     Namespace,
     Pod,
     Policy(PolicyKind),
+    Service,
+    EndpointSlice,
+    ServiceExport,
+    ServiceImport,
 }
 
 impl Kind {
     /// Every kind.
     pub fn all() -> impl Iterator<Item = Kind> {
-        let own = [Kind::Cluster, Kind::Node, Kind::Namespace, Kind::Pod];
-        own.into_iter().chain(PolicyKind::ALL.map(Kind::Policy))
+        let own = [Kind::Cluster, Kind::Node, Kind::Namespace, Kind::Pod, Kind::Service, Kind::EndpointSlice];
+        own.into_iter()
+            .chain([Kind::ServiceExport, Kind::ServiceImport])
+            .chain(PolicyKind::ALL.map(Kind::Policy))
     }
 
     pub fn as_str(self) -> &'static str {
@@ -41,13 +49,19 @@ impl Kind {
             Kind::Namespace => "Namespace",
             Kind::Pod => "Pod",
             Kind::Policy(kind) => kind.as_str(),
+            Kind::Service => "Service",
+            Kind::EndpointSlice => "EndpointSlice",
+            Kind::ServiceExport => api::SERVICE_EXPORT,
+            Kind::ServiceImport => api::SERVICE_IMPORT,
         }
     }
 
     pub fn api_version(self) -> &'static str {
         match self {
             Kind::Cluster => "causeway.dev/v1alpha1",
-            Kind::Node | Kind::Namespace | Kind::Pod => "v1",
+            Kind::Node | Kind::Namespace | Kind::Pod | Kind::Service => "v1",
+            Kind::EndpointSlice => "discovery.k8s.io/v1",
+            Kind::ServiceExport | Kind::ServiceImport => api::API_VERSION,
             Kind::Policy(kind) => kind.api_version(),
         }
     }
@@ -74,11 +88,20 @@ impl std::fmt::Display for ObjectKey {
 /// An object that went through the door; whose cluster it is, its place tells.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Object {
-    Cluster { cluster: Cluster, created: Option<Time> },
+    Cluster {
+        cluster: Cluster,
+        created: Option<Time>,
+        revision: Option<String>,
+    },
     Node(WrittenNode),
-    Namespace { labels: BTreeMap<String, String> },
+    Namespace {
+        labels: BTreeMap<String, String>,
+    },
     Pod(PodObject),
     Policy(Arc<Read>),
+    /// What a node makes of a service, and what other clusters do.
+    Served(Arc<causeway_services::Read>, Offer),
+    Offer(Offer),
 }
 
 /// A Node object without its cluster.
@@ -87,7 +110,14 @@ pub(super) struct WrittenNode {
     pub name: NodeName,
     pub underlay: Vec<IpAddr>,
     pub pod_prefixes: Vec<IpNetwork>,
+    pub labels: BTreeMap<String, String>,
     pub created: Option<Time>,
+}
+
+impl WrittenNode {
+    pub fn id_in(&self, cluster: &ClusterName) -> NodeId {
+        NodeId { cluster: cluster.clone(), name: self.name.clone() }
+    }
 }
 
 /// Leads a document of a known kind through the door.
@@ -104,11 +134,16 @@ pub(super) fn read(kind: Kind, value: Value) -> Result<Object, String> {
             Ok(read) => Ok(Object::Policy(Arc::new(read))),
             Err(error) => Err(error.to_string()),
         },
+        Kind::Service | Kind::EndpointSlice => match causeway_services::read(&value) {
+            Ok(read) => Ok(Object::Served(Arc::new(read), Offer::of_service(kind, value))),
+            Err(error) => Err(error.to_string()),
+        },
+        Kind::ServiceExport | Kind::ServiceImport => Offer::of_mesh(&value).map(Object::Offer),
     }
 }
 
 /// A document as a type; the error names the field.
-fn typed<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+pub(super) fn typed<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_path_to_error::deserialize(value).map_err(|error| match error.path().to_string().as_str() {
         "." => error.inner().to_string(),
         path => format!("{path}: {}", error.inner()),
@@ -141,7 +176,9 @@ fn read_cluster(written: WrittenCluster) -> Result<Object, String> {
         pod_prefixes: prefixes("spec.podCIDRs", &written.spec.pod_prefixes)?,
         service_prefixes: prefixes("spec.serviceCIDRs", &written.spec.service_prefixes)?,
     };
-    Ok(Object::Cluster { cluster, created: written.metadata.creation_timestamp })
+    let annotations = written.metadata.annotations.unwrap_or_default();
+    let revision = annotations.get("causeway.dev/revision").cloned();
+    Ok(Object::Cluster { cluster, created: written.metadata.creation_timestamp, revision })
 }
 
 fn read_node(node: Node) -> Result<WrittenNode, String> {
@@ -155,6 +192,7 @@ fn read_node(node: Node) -> Result<WrittenNode, String> {
         name: NodeName::try_from(name).map_err(|error| error.to_string())?,
         underlay: underlay(&node)?,
         pod_prefixes,
+        labels: node.metadata.labels.clone().unwrap_or_default(),
         created: node.metadata.creation_timestamp,
     })
 }
@@ -214,7 +252,7 @@ fn prefixes(place: &str, texts: &[String]) -> Result<Vec<IpNetwork>, String> {
 }
 
 /// A prefix of addresses that can be routed, written with its length and without host bits.
-fn prefix(text: &str) -> Result<IpNetwork, String> {
+pub(crate) fn prefix(text: &str) -> Result<IpNetwork, String> {
     let parsed = text.split_once('/').and_then(|(address, length)| {
         let digits = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
         let address: IpAddr = address.parse().ok()?;

@@ -33,6 +33,8 @@ fn options(length: usize) -> Options {
             max_anchors: 1000,
         },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: most.min(100_000) },
+        // A name such as y or on is text, as it is to YAML 1.2 and to Kubernetes.
+        strict_booleans: true,
         // A name such as 123e4567 is a float without end to YAML: as text it is refused where a number is wanted.
         non_finite_float_policy: NonFiniteFloatPolicy::AsString,
     }

@@ -36,6 +36,7 @@ fn record(key: EndpointKey, grant: &Grant) -> Record {
         port_mappings: Vec::new(),
         bandwidth: Default::default(),
         deny_new: false,
+        policy: Default::default(),
     };
     Record { endpoint, netns: Netns { path: "/run/netns/x".into(), device: 4, inode: 7 }, boot: "b".into() }
 }
@@ -332,4 +333,24 @@ fn a_full_disk_keeps_nothing_and_harms_nothing() {
     let records = store.records().clone();
     drop(store);
     assert_eq!(Store::open(directory).unwrap().records(), &records);
+}
+
+#[test]
+fn what_is_settled_between_clusters_is_kept_and_a_file_without_it_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let memory: Memory = serde_json::from_value(serde_json::json!({
+        "leases": [{"service": {"namespace": "shop", "name": "web"}, "address": "172.30.0.7", "gone": 3}],
+        "members": [{"cluster": "lyon", "id": 1, "prefixes": ["10.70.0.0/16"]}], "clusterset": ["172.30.0.0/24"],
+    }))
+    .unwrap();
+    let mut store = Store::open(directory.path()).unwrap();
+    assert_eq!(store.mesh(), &Memory::default());
+    store.keep_mesh(memory.clone()).unwrap();
+    drop(store);
+    assert_eq!(Store::open(directory.path()).unwrap().mesh(), &memory);
+    // As a release has it that knows of no mesh.
+    let database = open_database(&directory.path().join(FILE)).unwrap();
+    write(&database, |transaction| transaction.delete_table(MESH).map(drop).map_err(Into::into)).unwrap();
+    drop(database);
+    assert_eq!(Store::open(directory.path()).unwrap().mesh(), &Memory::default());
 }

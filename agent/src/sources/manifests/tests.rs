@@ -16,6 +16,13 @@ fn node(name: &str) -> String {
     format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n---\n")
 }
 
+fn service(number: u8, version: u8) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: s{number}}}\nspec: {{clusterIP: 10.96.0.{}, ports: [{{port: 80}}]}}\n",
+        version + 1
+    )
+}
+
 struct Manifests {
     dir: TempDir,
     source: ManifestSource,
@@ -42,6 +49,12 @@ impl Manifests {
 
     fn read(&mut self) -> Arc<World> {
         self.source.read().unwrap()
+    }
+
+    /// Reads news of these names; none where nothing is new.
+    fn hear(&mut self, names: &[&str]) -> Option<Arc<World>> {
+        let names = names.iter().map(PathBuf::from).collect();
+        self.source.read_news(&News::Names(names)).unwrap()
     }
 
     fn nodes(&mut self) -> Vec<String> {
@@ -273,17 +286,135 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// However a directory came to be what it is, it is read as if for the first time, when nothing in it is broken.
     #[test]
-    fn reading_changes_is_reading_anew(steps in prop::collection::vec((0u8..5, prop::option::of(0u8..4)), 1..12)) {
+    fn reading_changes_is_reading_anew(
+        steps in prop::collection::vec((0u8..5, prop::option::of((0u8..3, 0u8..3))), 1..12),
+        named: bool,
+    ) {
         let mut manifests = Manifests::new();
+        manifests.read();
         for (file, content) in steps {
             let name = if file == 4 { "clusters/paris/x.yaml".to_owned() } else { format!("{file}.yaml") };
             match content {
-                Some(node_number) => manifests.write(&name, &node(&format!("n{node_number}"))),
+                // The same objects saying something else, or others.
+                Some((number, version)) => {
+                    let (node, service) = (node(&format!("n{number}")), service(number, version));
+                    manifests.write(&name, &(node + &service));
+                }
                 None => drop(fs::remove_file(manifests.path(&name))),
             }
-            let world = manifests.read();
+            let world = match named {
+                true => manifests.hear(&[&name]).or_else(|| manifests.source.world.clone()).unwrap(),
+                false => manifests.read(),
+            };
             prop_assert!(Arc::ptr_eq(&world, &manifests.read()));
             prop_assert_eq!(world, ManifestSource::new(manifests.dir.path()).read().unwrap());
         }
     }
+}
+
+#[test]
+fn a_file_that_says_other_things_of_its_objects_leaves_all_others_as_they_were_read() {
+    let mut manifests = Manifests::new();
+    manifests.write("a.yaml", &service(1, 1));
+    manifests.write("b.yaml", &service(2, 1));
+    let before = manifests.read();
+    manifests.write("b.yaml", &service(2, 2));
+    let after = manifests.read();
+    let of = |world: &World, name: &str| {
+        let mut services = world.services.iter();
+        services.find(|(known, _)| known.name == name).map(|(_, read)| read.clone()).expect("it is there")
+    };
+    assert!(Arc::ptr_eq(&of(&before, "s1"), &of(&after, "s1")));
+    assert_ne!(of(&before, "s2"), of(&after, "s2"));
+}
+
+#[test]
+fn a_mark_of_loss_comes_and_goes() {
+    let mut manifests = Manifests::new();
+    manifests.write("clusters/paris/all.yaml", PARIS);
+    assert!(manifests.read().lost.is_empty());
+    manifests.write("clusters/paris/lost", "45s");
+    let world = manifests.read();
+    assert_eq!(world.lost.values().map(Duration::as_secs).collect::<Vec<_>>(), [45]);
+    assert_eq!((world.clusters.len(), world.problems.len()), (2, 0), "its objects are still known");
+    manifests.write("clusters/paris/lost", "90s");
+    assert_eq!(manifests.read().lost.values().map(Duration::as_secs).collect::<Vec<_>>(), [90]);
+    fs::remove_file(manifests.path("clusters/paris/lost")).unwrap();
+    assert!(manifests.read().lost.is_empty());
+    manifests.write("lost", "here it is no mark");
+    assert!(manifests.read().lost.is_empty());
+}
+
+#[test]
+fn news_of_names_is_read_without_a_look_at_others() {
+    let mut manifests = Manifests::new();
+    manifests.write("a.yaml", &node("a"));
+    manifests.write("b.yaml", &node("b"));
+    let nodes = |world: Option<Arc<World>>| {
+        let names = |world: Arc<World>| world.nodes.keys().map(|id| id.name.to_string()).collect::<Vec<_>>();
+        world.map(names).unwrap_or_default()
+    };
+    // What was never read is not known by its news.
+    assert_eq!(nodes(manifests.hear(&["b.yaml"])), ["a", "b"]);
+    manifests.write("a.yaml", &node("other"));
+    manifests.write("b.yaml", &node("c"));
+    assert_eq!(nodes(manifests.hear(&["b.yaml"])), ["a", "c"]);
+    assert_eq!(manifests.hear(&["b.yaml", "c.yaml", "README", ".a.yaml", "b.yaml.new"]), None);
+    fs::rename(manifests.path("b.yaml"), manifests.path("d.yaml")).unwrap();
+    assert_eq!(nodes(manifests.hear(&["b.yaml", "d.yaml"])), ["a", "c"]);
+    fs::remove_file(manifests.path("d.yaml")).unwrap();
+    assert_eq!(nodes(manifests.hear(&["d.yaml"])), ["a"]);
+    manifests.write("e.yaml", &(node("e") + "metadata: [\n"));
+    assert!(manifests.hear(&["e.yaml"]).unwrap().problems[0].starts_with("e.yaml:5:"));
+    manifests.write("e.yaml", &node("a"));
+    let contested = manifests.hear(&["e.yaml"]).unwrap();
+    assert_eq!(contested.problems, ["e.yaml:1: Node a: defined by a.yaml:1 already"]);
+    manifests.write("e.yaml", &node("e"));
+    assert_eq!(nodes(manifests.hear(&["e.yaml"])), ["a", "e"]);
+    assert_eq!(
+        manifests.nodes(),
+        ["lyon/e", "lyon/other"],
+        "and a look at everything finds what was not told"
+    );
+}
+
+#[test]
+fn news_of_a_link_or_a_directory_is_a_look_at_everything() {
+    let mut manifests = Manifests::new();
+    manifests.write("..1/nodes.yaml", &node("old"));
+    manifests.write("..2/nodes.yaml", &node("new"));
+    manifests.write("elsewhere", &node("moved"));
+    let link = |manifests: &Manifests, target: &str, name: &str| {
+        symlink(target, manifests.path("..data_tmp")).unwrap();
+        fs::rename(manifests.path("..data_tmp"), manifests.path(name)).unwrap();
+    };
+    link(&manifests, "..1", "..data");
+    symlink("..data/nodes.yaml", manifests.path("nodes.yaml")).unwrap();
+    assert_eq!(manifests.nodes(), ["lyon/old"]);
+    link(&manifests, "..2", "..data");
+    let names = |world: Option<Arc<World>>| {
+        world.unwrap().nodes.keys().map(|id| id.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(manifests.hear(&["..data_tmp", "..data"])), ["new"]);
+    link(&manifests, "elsewhere", "nodes.yaml");
+    assert_eq!(names(manifests.hear(&["..data_tmp", "nodes.yaml"])), ["moved"]);
+    fs::remove_file(manifests.path("nodes.yaml")).unwrap();
+    assert_eq!(names(manifests.hear(&["nodes.yaml"])), Vec::<String>::new());
+    fs::rename(manifests.path("..1"), manifests.path("..1.yaml")).unwrap();
+    manifests.write("a.yaml", &node("a"));
+    assert_eq!(names(manifests.hear(&["..1"])), ["a"]);
+}
+
+#[test]
+fn a_directory_that_was_away_is_read_whole() {
+    let mut manifests = Manifests::new();
+    manifests.write("a.yaml", &node("a"));
+    manifests.read();
+    let dir = manifests.dir.path().to_owned();
+    let away = dir.with_extension("away");
+    fs::rename(&dir, &away).unwrap();
+    manifests.source.read_news(&News::Anything).expect_err("it is not there");
+    fs::rename(&away, &dir).unwrap();
+    manifests.write("b.yaml", &node("b"));
+    assert_eq!(manifests.hear(&["a.yaml"]).unwrap().nodes.len(), 2);
 }

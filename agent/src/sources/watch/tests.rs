@@ -1,9 +1,11 @@
+use std::io::Write;
 use std::os::unix::fs::symlink;
 
 use tempfile::TempDir;
 use tokio::time::timeout;
 
 use super::*;
+use crate::sources::ManifestSource;
 
 /// Longer than any news takes, shorter than the rescan of these tests.
 const SOON: Duration = Duration::from_secs(5);
@@ -117,6 +119,93 @@ async fn the_swap_of_a_mounted_config_map_is_told() {
     told(&mut changes, "a file behind the new link").await;
 }
 
+/// What was told since the last time, and nothing else: names of the top.
+fn names(watch: &ManifestWatch) -> Vec<String> {
+    match watch.news() {
+        News::Anything => vec!["anything".to_owned()],
+        News::Names(names) => names.iter().map(|name| name.display().to_string()).collect(),
+    }
+}
+
+#[tokio::test]
+async fn news_names_what_was_touched() {
+    let dir = TempDir::new().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::create_dir_all(path("clusters/paris")).unwrap();
+    let (watch, mut changes) = watch(dir.path());
+    fs::write(path("a.yaml"), "a: 1").unwrap();
+    fs::write(path("clusters/paris/b.yaml"), "b: 1").unwrap();
+    told(&mut changes, "two files").await;
+    assert_eq!(names(&watch), ["a.yaml", "clusters/paris/b.yaml"]);
+    fs::write(path("c.yaml.new"), "c: 1").unwrap();
+    fs::rename(path("c.yaml.new"), path("c.yaml")).unwrap();
+    told(&mut changes, "a file written aside").await;
+    assert_eq!(names(&watch), ["c.yaml", "c.yaml.new"]);
+    fs::rename(path("a.yaml"), path("d.yaml")).unwrap();
+    fs::remove_file(path("c.yaml")).unwrap();
+    told(&mut changes, "a renamed and a removed file").await;
+    assert_eq!(names(&watch), ["a.yaml", "c.yaml", "d.yaml"]);
+    fs::write(path("README"), "nobody reads this").unwrap();
+    fs::create_dir(path("clusters/turin")).unwrap();
+    told(&mut changes, "a new cluster").await;
+    assert_eq!(names(&watch), ["anything"]);
+    assert_eq!(watch.news(), News::default(), "it is told once");
+}
+
+#[tokio::test]
+async fn a_file_that_is_being_written_is_told_when_it_is_whole() {
+    let dir = TempDir::new().unwrap();
+    let (watch, mut changes) = watch(dir.path());
+    let mut slow = fs::File::create(dir.path().join("slow.yaml")).unwrap();
+    slow.write_all(b"a: 1\n").unwrap();
+    thread::sleep(CREATED * 5);
+    assert!(!changes.has_changed().unwrap(), "told of half a file");
+    slow.write_all(b"b: 2\n").unwrap();
+    drop(slow);
+    told(&mut changes, "the whole file").await;
+    assert_eq!(names(&watch), ["slow.yaml"]);
+}
+
+#[tokio::test]
+async fn a_file_that_is_written_for_ever_holds_up_nobody() {
+    let dir = TempDir::new().unwrap();
+    let (watch, mut changes) = watch(dir.path());
+    let mut endless = fs::File::create(dir.path().join("endless.yaml")).unwrap();
+    endless.write_all(b"a: 1\n").unwrap();
+    thread::sleep(PATIENCE * 2);
+    changes.mark_unchanged();
+    fs::write(dir.path().join("other.yaml"), "a: 1").unwrap();
+    endless.write_all(b"b: 2\n").unwrap();
+    told(&mut changes, "the other file").await;
+    assert_eq!(names(&watch), ["other.yaml"]);
+    drop(endless);
+    told(&mut changes, "the end of the writing").await;
+    assert_eq!(names(&watch), ["endless.yaml"]);
+}
+
+#[test]
+fn a_queue_that_ran_over_may_have_held_anything() {
+    let dir = Path::new("/manifests");
+    let overflow = notify::Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan);
+    assert_eq!(touched(&overflow, dir), [Touched::Anything]);
+    let (send, words) = mpsc::channel();
+    let open = Touched::Name(PathBuf::from("a.yaml"), Stage::Open);
+    for touched in [open, Touched::Anything] {
+        send.send(Word::Touched(touched)).unwrap();
+    }
+    let mut bursts = Bursts::new(Duration::from_secs(3600));
+    assert_eq!(bursts.next(&words), Some(News::Anything));
+    assert!(bursts.open.is_empty(), "the end of the writing may have been among what was lost");
+}
+
+#[test]
+fn a_rescan_comes_in_the_midst_of_changes() {
+    let (send, words) = mpsc::channel();
+    let mut bursts = Bursts::new(Duration::ZERO);
+    send.send(Word::Touched(Touched::Name(PathBuf::from("a.yaml"), Stage::Finished))).unwrap();
+    assert_eq!(bursts.next(&words), Some(News::Anything));
+}
+
 #[tokio::test]
 async fn now_and_then_it_is_told_without_reason() {
     let dir = TempDir::new().unwrap();
@@ -131,4 +220,33 @@ async fn its_end_ends_its_thread() {
     let (watch, mut changes) = watch(dir.path());
     drop(watch);
     changes.changed().await.expect_err("nobody is left to tell");
+}
+
+#[tokio::test]
+async fn what_comes_and_goes_quickly_is_read_from_its_news() {
+    let dir = TempDir::new().unwrap();
+    let (file, aside) = (dir.path().join("pod.yaml"), dir.path().join(".pod.yaml.aside"));
+    fs::write(
+        dir.path().join("cluster.yaml"),
+        "{apiVersion: causeway.dev/v1alpha1, kind: Cluster, metadata: {name: lyon}, spec: {id: 1}}",
+    )
+    .unwrap();
+    let (watch, mut changes) = watch(dir.path());
+    let mut source = ManifestSource::new(dir.path());
+    let mut world = source.read().unwrap();
+    for round in 0..200 {
+        for there in [true, false] {
+            if there {
+                fs::write(&aside, "{apiVersion: v1, kind: Pod, metadata: {name: guest}}").unwrap();
+                fs::rename(&aside, &file).unwrap();
+            } else {
+                fs::remove_file(&file).unwrap();
+            }
+            while world.pods.is_empty() == there {
+                let told = timeout(SOON, changes.changed()).await;
+                told.unwrap_or_else(|_| panic!("round {round}: nothing told, there: {there}")).unwrap();
+                world = source.read_news(&watch.news()).unwrap().unwrap_or(world);
+            }
+        }
+    }
 }
