@@ -12,8 +12,12 @@ use causeway_agent::config::{Config, ConfigError, PathWish};
 use causeway_agent::hugepages;
 use causeway_agent::install::{self, CniVersion, Places, Wanted};
 use causeway_model::IpNetwork;
+use causeway_model::clusterset::Clusterset;
 use causeway_model::connection::{Listing, Stage};
-use causeway_model::operator::{self, ConnectionQuery, EndpointStatus, Status};
+use causeway_model::flow::{FlowQuery, Flows};
+use causeway_model::operator::{self, ConnectionQuery, EndpointStatus, ServiceQuery, ServiceStatus, Status};
+use causeway_model::policy::Verdict;
+use causeway_model::why::{Why, WhyQuery};
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
@@ -49,6 +53,13 @@ enum Command {
     Endpoints(Question),
     /// Shows the connections of this node's pods on both data paths; all conditions given must fit.
     Connections(Connections),
+    /// Shows what became of connections as they were begun: allowed or denied, by which rules; all conditions given must fit.
+    Flows(FlowArguments),
+    /// Shows the services as this node has them: where each is reached, who answers, how often it was asked; all conditions given
+    /// must fit.
+    Services(Services),
+    /// Says why a connection is allowed or denied: by which rule of which policy at either end, and what it would take to allow it.
+    Why(WhyArguments),
     /// Puts the plugin where the runtime looks for it and, once the agent serves, the network configuration.
     Install(Install),
     /// Sees to it that so much memory is free in hugepages for a fast path about to start; `uninstall` gives the count back.
@@ -154,6 +165,123 @@ struct Question {
 }
 
 #[derive(Args)]
+struct FlowArguments {
+    #[command(flatten)]
+    question: Question,
+    /// Go on showing what comes.
+    #[arg(long)]
+    follow: bool,
+    /// From or to this pod.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pod: Option<String>,
+    /// With this verdict: allow, deny.
+    #[arg(long, value_name = "VERDICT", value_parser = word::<Verdict>)]
+    verdict: Option<Verdict>,
+    /// To this port.
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// Of this data path: fast, kernel.
+    #[arg(long, value_name = "PATH", value_parser = word::<causeway_model::Path>)]
+    path: Option<causeway_model::Path>,
+    /// By rules whose id begins so: a policy's uid, or a whole id.
+    #[arg(long, value_name = "RULE")]
+    rule: Option<String>,
+    /// How many at most, the newest.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
+    most: usize,
+}
+
+/// How often somebody who follows is told what is new.
+const FOLLOW: Duration = Duration::from_millis(500);
+
+impl FlowArguments {
+    /// One line an event; with `--json`, one record a line.
+    fn obey(self) -> anyhow::Result<()> {
+        let Self { question: Question { socket, json }, follow, pod, verdict, port, path, rule, most } = self;
+        let mut query = FlowQuery { after: None, pod, verdict, port, path, rule, most: Some(most) };
+        let (mut lost, mut first) = (0, true);
+        loop {
+            let page = format!("/v1/flows?{}", client::query(&query)?);
+            let flows: Flows = read(&socket, &client::get(&socket, &page)?)?;
+            let missed = flows.lost.saturating_sub(lost) + flows.forgotten;
+            if missed > 0 && !first {
+                eprintln!("causeway: {missed} events were lost");
+            }
+            for event in &flows.events {
+                client::print(&if json { serde_json::to_string(event)? } else { table::flow(event) })?;
+            }
+            if !follow {
+                return Ok(());
+            }
+            (query.after, lost, first) = (Some(flows.last), flows.lost, false);
+            std::thread::sleep(FOLLOW);
+        }
+    }
+}
+
+#[derive(Args)]
+struct WhyArguments {
+    #[command(flatten)]
+    question: Question,
+    /// Who begins: a pod's namespace/name, an address, `host` (this node) or `world` (whoever is outside).
+    #[arg(value_name = "SRC")]
+    from: String,
+    /// Whom it is for, likewise, or a service's namespace/name, or a name under clusterset.local.
+    #[arg(value_name = "DST")]
+    to: String,
+    /// The transport and the port, as in tcp/80; without it, what has no ports, or the first port of an imported service.
+    #[arg(value_name = "PROTO/PORT", value_parser = transport_port)]
+    traffic: Option<(String, u16)>,
+    /// Send one packet, and tell what was denied and dropped meanwhile.
+    #[arg(long)]
+    probe: bool,
+}
+
+fn transport_port(text: &str) -> Result<(String, u16), String> {
+    let (protocol, port) = text.split_once('/').ok_or("wanted PROTO/PORT, as in tcp/80")?;
+    Ok((protocol.to_owned(), port.parse().map_err(|error| format!("port {port:?}: {error}"))?))
+}
+
+impl WhyArguments {
+    fn obey(self) -> anyhow::Result<()> {
+        let Self { question, from, to, traffic, probe } = self;
+        let (protocol, port) = traffic.unzip();
+        let query = WhyQuery { from, to, protocol, port, probe };
+        let page = format!("/v1/why?{}", client::query(&query)?);
+        question.answer(&page, |why: &Why| table::why(why))
+    }
+}
+
+#[derive(Args)]
+struct Services {
+    #[command(flatten)]
+    question: Question,
+    /// Of this namespace.
+    #[arg(long, value_name = "NAME")]
+    namespace: Option<String>,
+    /// Of this name.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Those of the mesh instead: what clusters export and this one imports, what they disagree about, who serves, how it is
+    /// chosen.
+    #[arg(long)]
+    clusters: bool,
+}
+
+impl Services {
+    fn obey(self) -> anyhow::Result<()> {
+        let Self { question, namespace, name, clusters } = self;
+        let query = client::query(&ServiceQuery { namespace, name })?;
+        if clusters {
+            let page = format!("/v1/services/clusters?{query}");
+            return question.answer(&page, |page: &Clusterset| table::clusterset(page));
+        }
+        let page = format!("/v1/services?{query}");
+        question.answer(&page, |services: &Vec<ServiceStatus>| table::services(services))
+    }
+}
+
+#[derive(Args)]
 struct Connections {
     #[command(flatten)]
     question: Question,
@@ -220,6 +348,9 @@ fn obey(command: Command) -> anyhow::Result<()> {
             question.answer("/v1/endpoints", |endpoints: &Vec<EndpointStatus>| table::endpoints(endpoints))
         }
         Command::Connections(connections) => connections.obey(),
+        Command::Flows(flows) => flows.obey(),
+        Command::Services(services) => services.obey(),
+        Command::Why(why) => why.obey(),
         Command::Install(install) => install.obey(),
         Command::Hugepages { config, mib } => client::print(&hugepages::provide(&config.load()?, mib)?),
         Command::Uninstall { config, bin_dir, conf_dir, purge } => {

@@ -1,12 +1,24 @@
 //! The pages of the agent for human eyes.
 
+mod clusterset;
+mod services;
+mod why;
+
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 
 use causeway_model::connection::{Connection, Listing};
 use causeway_model::fastpath::{ConnectionFigures, Memory};
-use causeway_model::operator::{EndpointStatus, FastpathStatus, NodeStatus, Status};
-use causeway_model::{Count, EndpointCounters, PodName};
+use causeway_model::flow::Event;
+use causeway_model::operator::{
+    EndpointStatus, FastpathStatus, NameServerStatus, NamesStatus, NodeStatus, RuleStatus, ServicesStatus,
+    Status,
+};
+use causeway_model::{Count, EndpointCounters, HostServices, PodName};
+
+pub use clusterset::clusterset;
+pub use services::services;
+pub use why::why;
 
 /// Rows whose columns are aligned.
 #[derive(Default)]
@@ -58,12 +70,20 @@ pub fn status(status: &Status) -> String {
     fact("endpoints", or(list(status.endpoints.iter().map(count)), "none"));
     fact("tunnel sent", counted(&status.tunnel_sent));
     fact("tunnel received", counted(&status.tunnel_received));
+    if !status.services.reason.is_empty() {
+        fact("services", services_line(&status.services));
+    }
+    if !status.names.servers.is_empty() {
+        fact("names", names_line(&status.names));
+    }
     fact("source", source(status));
     fact("state", if status.waiting_for.is_empty() { "serving".into() } else { "waiting".into() });
     let mut text = facts.text("");
     section(&mut text, "waiting for", &status.waiting_for);
     text += &peers(status);
     text += &drops(status);
+    text += &rules("denied by rule", &status.rules);
+    text += &rules("not denied, for an audit", &status.audited);
     section(&mut text, "problems", &status.problems);
     section(&mut text, "limits", &status.limits);
     section(&mut text, &format!("last of {} repairs", status.repairs), &status.mended);
@@ -104,10 +124,37 @@ fn connection_figures(figures: &ConnectionFigures) -> String {
     format!("{live} of {capacity} on the fast path{pressure}")
 }
 
+fn services_line(services: &ServicesStatus) -> String {
+    let ServicesStatus { host, reason, services, frontends, backends } = services;
+    let host = match host {
+        HostServices::Own => "ours",
+        HostServices::Deferred => "left to others",
+    };
+    format!(
+        "{services} with {frontends} frontends and {backends} backends; the node's own stack is {host} ({reason})"
+    )
+}
+
+fn names_line(names: &NamesStatus) -> String {
+    let NamesStatus { servers, udp, tcp, answers, truncated, malformed, dropped } = names;
+    let server = |NameServerStatus { address, trouble }: &NameServerStatus| match trouble {
+        Some(trouble) => format!("{address} (nobody answers: {trouble})"),
+        None => address.to_string(),
+    };
+    let answers = or(list(answers.iter().map(|(code, count)| format!("{count} {code}"))), "no answers");
+    format!(
+        "at {}: {udp} questions by UDP, {tcp} by TCP; {answers}; {truncated} truncated, {malformed} malformed, {dropped} dropped",
+        list(servers.iter().map(server)),
+    )
+}
+
 fn source(status: &Status) -> String {
     let source = &status.source;
     match (source.synchronised, source.age_seconds) {
-        (true, Some(age)) => format!("{}, read {age} s ago", source.what),
+        (true, Some(age)) => {
+            let revision = source.revision.as_ref().map(|revision| format!(", revision {revision} in force"));
+            format!("{}, read {age} s ago{}", source.what, revision.unwrap_or_default())
+        }
         _ => format!("{}, not read yet", source.what),
     }
 }
@@ -116,7 +163,7 @@ fn peers(status: &Status) -> String {
     if status.peers.is_empty() {
         return String::new();
     }
-    let mut table = Table::of(&["CLUSTER", "NODE", "TUNNEL", "POD PREFIXES"]);
+    let mut table = Table::of(&["CLUSTER", "NODE", "TUNNEL", "POD PREFIXES", "PATH MTU"]);
     for peer in &status.peers {
         let prefixes = list(&peer.pod_prefixes);
         table.row([
@@ -124,6 +171,7 @@ fn peers(status: &Status) -> String {
             peer.id.name.to_string(),
             peer.tunnel_address.to_string(),
             prefixes,
+            peer.path_mtu.map_or_else(|| "-".to_owned(), |mtu| mtu.to_string()),
         ]);
     }
     format!("\npeers\n{}", table.text("  "))
@@ -146,6 +194,33 @@ fn section(text: &mut String, title: &str, lines: &[String]) {
         let lines: String = lines.iter().map(|line| format!("  {line}\n")).collect();
         *text += &format!("\n{title}\n{lines}");
     }
+}
+
+fn rules(title: &str, rules: &[RuleStatus]) -> String {
+    if rules.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::of(&["RULE", "PACKETS", "BYTES", "POLICY"]);
+    for RuleStatus { rule, policy, denied } in rules {
+        let policy = policy.clone().unwrap_or_else(|| "-".to_owned());
+        table.row([rule.to_string(), denied.packets.to_string(), denied.bytes.to_string(), policy]);
+    }
+    format!("\n{title}\n{}", table.text("  "))
+}
+
+/// One event of a connection.
+pub fn flow(event: &Event) -> String {
+    let Event { at, path, verdict, protocol, from, to, bytes, egress, ingress, audit, from_pod, to_pod } =
+        event;
+    let party = |(address, port): &(IpAddr, u16), pod: &Option<PodName>| {
+        let address = end(&(*address, *port));
+        pod.as_ref().map_or_else(|| address.clone(), |pod| format!("{address} ({pod})"))
+    };
+    let rules: String = [egress, ingress].into_iter().flatten().map(|rule| format!(" {rule}")).collect();
+    let audit = audit.as_ref().map_or_else(String::new, |rule| format!(" (audited: {rule} would deny it)"));
+    let (seconds, millis) = (at / 1_000_000_000, at / 1_000_000 % 1000);
+    let (from, to, transport) = (party(from, from_pod), party(to, to_pod), transport(*protocol));
+    format!("{seconds}.{millis:03} {verdict} {path} {transport} {from} -> {to} {bytes} bytes{rules}{audit}")
 }
 
 /// The page of endpoints.
@@ -258,9 +333,31 @@ mod tests {
             tunnel_sent: Count { packets: 2, bytes: 200 },
             tunnel_received: Count::default(),
             drops: Default::default(),
-            source: SourceStatus { what: "manifests in /m".into(), synchronised: false, age_seconds: None },
+            rules: Vec::new(),
+            audited: Vec::new(),
+            source: SourceStatus {
+                what: "manifests in /m".into(),
+                synchronised: false,
+                age_seconds: None,
+                revision: None,
+            },
             problems: Vec::new(),
             limits: Vec::new(),
+            services: ServicesStatus {
+                host: HostServices::Own,
+                reason: "services: own".into(),
+                services: 2,
+                frontends: 5,
+                backends: 3,
+            },
+            names: NamesStatus {
+                servers: vec![NameServerStatus { address: [169, 254, 53, 53].into(), trouble: None }],
+                udp: 7,
+                tcp: 1,
+                answers: [("NOERROR".to_owned(), 6), ("NXDOMAIN".to_owned(), 2)].into(),
+                truncated: 1,
+                ..NamesStatus::default()
+            },
             fastpath: None,
             repairs: 0,
             mended: Vec::new(),
@@ -276,6 +373,8 @@ mod tests {
             "path             kernel (asked: fast; asked for fast, but there is none)",
             "endpoints        3 kernel",
             "tunnel sent      2 packets, 200 bytes",
+            "services         2 with 5 frontends and 3 backends; the node's own stack is ours (services: own)",
+            "names            at 169.254.53.53: 7 questions by UDP, 1 by TCP; 6 NOERROR, 2 NXDOMAIN; 1 truncated, 0 malformed, 0 dropped",
             "source           manifests in /m, not read yet",
             "state            waiting",
             "  Node east in cluster lyon",
@@ -314,6 +413,7 @@ mod tests {
         let peer = |cluster: &str, name: &str| PeerStatus {
             id: NodeId { cluster: cluster.parse().expect("a name"), name: name.parse().expect("a name") },
             tunnel_address: [192, 0, 2, 1].into(),
+            path_mtu: None,
             pod_prefixes: Vec::new(),
         };
         full.peers = vec![peer("a", "a-long-name"), peer("a-long-cluster", "b")];
