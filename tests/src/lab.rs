@@ -23,7 +23,7 @@ pub use error::LabError;
 pub use foreign::foreign_pod;
 pub use node::Node;
 pub use operator::get;
-pub use plan::{Datapath, LabSpec, NodePlan, Underlay, WireKind};
+pub use plan::{Datapath, LabSpec, NodePlan, Place, Underlay, WireKind};
 pub use pod::{Call, Pod, PodSpec};
 pub use record::{DIRECTORY, NodeRecord, PodRecord, Record, names};
 
@@ -55,6 +55,7 @@ impl Lab {
             wire: None,
             nodes: Vec::new(),
             pods: Vec::new(),
+            hosts: Vec::new(),
             made_netns_directory: !Path::new(crate::namespace::DIRECTORY).exists(),
         })?;
         // From here on an error takes down what was made.
@@ -112,7 +113,8 @@ impl Lab {
     }
 
     fn manifests(&self) -> Result<Manifests, LabError> {
-        Ok(Manifests::new(self.directory(), self.record()?.spec.clusters))
+        let spec = self.record()?.spec;
+        Ok(Manifests::new(self.directory(), spec.clusters, spec.objects))
     }
 
     /// Takes down everything and returns what could not be.

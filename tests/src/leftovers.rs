@@ -122,8 +122,30 @@ fn look() -> Result<BTreeMap<&'static str, BTreeSet<String>>, CommandError> {
     LOOKS.iter().map(|(section, words)| Ok((*section, tidy(section, &command::run(words)?)))).collect()
 }
 
+/// A listing of nft without what the sets of policy and of services hold, and without the chains that choose among backends: that is
+/// what the source's objects say, whoever is attached.
+fn without_objects(listing: &str) -> String {
+    let (mut of_objects, mut elements, mut choice) = (false, false, false);
+    let lines = listing.lines().filter(|line| {
+        if line.starts_with("table ") {
+            of_objects = ["policy", "services"]
+                .iter()
+                .any(|table| line.starts_with(&format!("table inet causeway-{table} ")));
+        }
+        let begins = |side| line.trim_start().starts_with(&format!("chain {side}_"));
+        choice |= of_objects && (begins("inside") || begins("outside"));
+        elements |= of_objects && line.contains("elements = {");
+        let shown = !elements && !choice;
+        elements &= !line.contains('}');
+        choice &= line.trim() != "}";
+        shown
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// The lines of one look, without indexes of links, times and measures.
 fn tidy(section: &str, text: &str) -> BTreeSet<String> {
+    let text = if section == "nft" { without_objects(text) } else { text.to_owned() };
     let lines = text.lines().filter(|line| !MEASURES.iter().any(|measure| line.contains(measure)));
     let lines = lines.map(|line| match section {
         // "7: eth0@if6: <…>": the number is given anew to whatever is made anew.

@@ -7,14 +7,17 @@
 
 pub mod capture;
 pub mod command;
+pub mod corpus;
 pub mod hugepages;
 pub mod lab;
 pub mod leftovers;
+pub mod mcs_corpus;
 pub mod namespace;
 pub mod packet_socket;
 pub mod pcap;
 pub mod policy_corpus;
 pub mod process;
 pub mod runtime;
+pub mod service_corpus;
 pub mod switch;
 pub mod traffic;

@@ -9,8 +9,9 @@ mod order;
 mod ping;
 mod reach;
 mod request;
+mod resolve;
 mod responder;
-mod sctp;
+pub(crate) mod sctp;
 mod segments;
 mod stream;
 
@@ -26,6 +27,7 @@ pub use order::{Order, order};
 pub use ping::{Pings, pings, too_big};
 pub use reach::{tcp_reaches, udp_reaches};
 pub use request::requests;
+pub use resolve::{Resolved, resolve_tcp, resolve_udp};
 pub use responder::{Answered, Responder, UdpQuestioner, ask_tcp, ask_udp};
 pub use sctp::{SctpEnd, associate};
 pub use segments::udp_segments;

@@ -10,6 +10,7 @@ mod matrix {
     pub mod change;
     pub mod check;
     pub mod connections;
+    pub mod differential;
     pub mod ethdev;
     pub mod fastpath;
     pub mod fault;
@@ -17,15 +18,21 @@ mod matrix {
     pub mod hosts;
     pub mod killed;
     pub mod means;
+    pub mod mesh;
+    pub mod names;
     pub mod neighbours;
+    pub mod policy;
     pub mod reach;
     pub mod recovery;
+    pub mod service;
     pub mod sizes;
     pub mod spoof;
     pub mod stage;
     pub mod throughput;
     pub mod traces;
+    pub mod translation;
     pub mod tunnel;
+    pub mod upgrade;
     pub mod verbs;
 }
 
@@ -37,8 +44,9 @@ use libtest_mimic::{Arguments, Trial};
 
 use matrix::stage::{Matrix, Story};
 use matrix::{
-    addresses, bad_input, capabilities, change, check, connections, ethdev, fastpath, fault, foreign, hosts,
-    killed, means, neighbours, reach, recovery, sizes, spoof, throughput, traces, tunnel, verbs,
+    addresses, bad_input, capabilities, change, check, connections, differential, ethdev, fastpath, fault,
+    foreign, hosts, killed, means, mesh, names, neighbours, policy, reach, recovery, service, sizes, spoof,
+    throughput, traces, translation, tunnel, upgrade, verbs,
 };
 
 /// The data paths that every story is told over.
@@ -51,6 +59,10 @@ const FAMILIES: &[(&str, &[(&str, Story)])] = &[
     ("hosts", hosts::STORIES),
     ("change", change::STORIES),
     ("connections", connections::STORIES),
+    ("policy", policy::STORIES),
+    ("service", service::STORIES),
+    ("mesh", mesh::STORIES),
+    ("names", names::STORIES),
     ("traces", traces::STORIES),
     ("verbs", verbs::STORIES),
     ("check", check::STORIES),
@@ -105,11 +117,17 @@ fn own_words(words: impl Iterator<Item = String>) -> (Vec<String>, Option<String
 }
 
 /// Where there is a fast path, its own families, too.
-const FAST_FAMILIES: &[(&str, &[(&str, Story)])] =
-    &[("fastpath", fastpath::STORIES), ("ethdev", ethdev::STORIES), ("throughput", throughput::STORIES)];
+const FAST_FAMILIES: &[(&str, &[(&str, Story)])] = &[
+    ("fastpath", fastpath::STORIES),
+    ("upgrade", upgrade::STORIES),
+    ("ethdev", ethdev::STORIES),
+    ("throughput", throughput::STORIES),
+    ("translation", translation::STORIES),
+];
 
-/// Told once: it makes its own of nodes that ask for the fast path.
-const MEANS_FAMILY: (&str, &[(&str, Story)]) = ("means", means::STORIES);
+/// Told once: they make their own of data paths.
+const ONCE: &[(&str, &[(&str, Story)])] =
+    &[("means", means::STORIES), ("differential", differential::STORIES)];
 
 /// What takes long by its nature, where there is time.
 const LONG_FAMILY: (&str, &[(&str, Story)]) = ("addresses", addresses::PATIENT);
@@ -117,7 +135,7 @@ const LONG_FAMILY: (&str, &[(&str, Story)]) = ("addresses", addresses::PATIENT);
 /// One trial a story.
 fn stories(matrix: &Arc<Matrix>) -> Vec<Trial> {
     let fast = if matrix.mode == Datapath::Kernel { &[] } else { FAST_FAMILIES };
-    let once = (matrix.mode == Datapath::Fast).then_some(&MEANS_FAMILY);
+    let once = if matrix.mode == Datapath::Fast { ONCE } else { &[] };
     let long = matrix.full.then_some(&LONG_FAMILY);
     let families = FAMILIES.iter().chain(fast).chain(once).chain(long);
     let all = families.flat_map(|(family, stories)| stories.iter().map(move |story| (family, story)));

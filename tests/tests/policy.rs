@@ -1,9 +1,14 @@
-//! The policy corpus on the engine: compiler and slow evaluator against what upstream says.
+//! The policy corpus, on the engine and on the data paths: against what upstream says.
+//!
+//! Every run has about twenty-five steps on each data path, other ones with each commit, and says which; CAUSEWAY_TESTS=full has
+//! all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use causeway_tests::corpus::{is_full, seed};
+use causeway_tests::lab::Datapath;
 use causeway_tests::policy_corpus::fault::Fault;
-use causeway_tests::policy_corpus::{Corpus, run};
+use causeway_tests::policy_corpus::{Case, Corpus, Report, run, run_on, run_wrong_on};
 
 const FILE: &str = include_str!("../data/policy/cases.yaml");
 
@@ -25,6 +30,94 @@ fn every_case_holds_on_the_engine() {
     assert_eq!(report.passed + unsupported.len(), 202);
     assert!(report.cells.asserted > 70_000, "{:?}", report.cells);
     assert_eq!((report.packets.asserted, report.rejections.asserted), (15, 9));
+}
+
+/// How many steps of cases each data path has in every run.
+const STEPS: usize = 25;
+
+/// The file's cases and its twenty mirrored ones, as many as there is time for: another choice with each commit.
+fn chosen(corpus: &Corpus) -> Vec<Case> {
+    let mut cases: Vec<_> =
+        corpus.cases.iter().cloned().chain(corpus.mirrored(MIRRORED).expect("cases can be told")).collect();
+    if is_full() {
+        return cases;
+    }
+    fastrand::Rng::with_seed(seed()).shuffle(&mut cases);
+    let mut steps = 0;
+    cases.retain(|case| {
+        let has_room = steps < STEPS;
+        steps += case.steps().map_or(1, |steps| steps.len());
+        has_room
+    });
+    cases
+}
+
+fn hold_on(datapath: Datapath) -> Report {
+    let corpus = corpus();
+    let cases = chosen(&corpus);
+    let names: Vec<_> = cases.iter().map(|case| case.id.as_str()).collect();
+    println!("{datapath}: {}", names.join(" "));
+    let report =
+        run_on(&corpus, &cases.iter().collect::<Vec<_>>(), datapath, false).expect("root, and a lab");
+    println!("{datapath}: {:?} {:?} {:?}", report.cells, report.packets, report.packets_seen);
+    assert!(report.failures.is_empty(), "{:#?}", &report.failures[..report.failures.len().min(20)]);
+    assert_eq!(report.passed + report.unsupported.len(), cases.len());
+    report
+}
+
+#[test]
+fn the_cases_of_this_commit_hold_on_the_fast_path() {
+    hold_on(Datapath::Fast);
+}
+
+#[test]
+fn the_cases_of_this_commit_hold_on_the_kernel_path() {
+    hold_on(Datapath::Kernel);
+}
+
+#[test]
+fn the_cases_of_this_commit_hold_on_nodes_of_either_path_and_both() {
+    hold_on(Datapath::Mixed);
+}
+
+#[test]
+fn random_worlds_are_judged_alike_by_every_data_path_and_the_slow_evaluator() {
+    let (mut corpus, seed) = (corpus(), seed());
+    println!("seed {seed}");
+    // 2,592 connections each.
+    corpus.cases = corpus.random(seed, if is_full() { 6 } else { 1 }).expect("cases can be drawn");
+    for datapath in [Datapath::Fast, Datapath::Kernel, Datapath::Mixed] {
+        let cases: Vec<_> = corpus.cases.iter().collect();
+        let report = run_on(&corpus, &cases, datapath, false).expect("root, and a lab");
+        println!("{datapath}: {:?} {:?}", report.cells, report.packets_seen);
+        assert!(report.failures.is_empty(), "{:#?}", &report.failures[..report.failures.len().min(20)]);
+    }
+}
+
+#[test]
+fn the_opposite_of_every_connection_fails() {
+    let corpus = corpus();
+    let cases: Vec<_> =
+        corpus.cases.iter().filter(|case| ["np-001", "np-144"].contains(&case.id.as_str())).collect();
+    let report = run_on(&corpus, &cases, Datapath::Fast, true).unwrap();
+    assert_eq!(report.cells.failed, report.cells.asserted);
+    assert_eq!(report.packets.failed, report.packets.asserted);
+    assert_eq!(report.failures.len(), report.cells.failed + report.packets.failed);
+    assert_eq!(report.failed, cases.len());
+}
+
+/// How many cases are told over IPv6, too.
+const MIRRORED: usize = 20;
+
+#[test]
+fn cases_over_ipv4_hold_over_ipv6() {
+    let mut corpus = corpus();
+    corpus.cases = corpus.mirrored(MIRRORED).unwrap();
+    assert_eq!(corpus.cases.len(), MIRRORED);
+    let report = run(&corpus, None, false, None).unwrap();
+    assert!(report.failures.is_empty(), "{:#?}", &report.failures[..report.failures.len().min(20)]);
+    assert_eq!((report.passed, report.unsupported.len()), (MIRRORED, 0));
+    assert!(report.cells.asserted > 4000, "{:?}", report.cells);
 }
 
 #[test]
@@ -57,4 +150,41 @@ fn every_wrong_compile_is_seen_and_every_kind_of_case_sees_one() {
         assert!(seen, "{fault:?} is not seen");
     }
     assert_eq!(unseeing, BTreeSet::from(BEYOND_FAULTS), "no fault turns these red");
+}
+
+/// How many wrong compiles each data path is given in every run.
+const WRONG: usize = 2;
+/// A case in which so few connections go wrong is soon told.
+const FEW: usize = 12;
+
+/// A case that sees a fault on the engine, with few wrong connections if there is one.
+fn sees(corpus: &Corpus, fault: Fault) -> &Case {
+    let mut best = None;
+    for case in &corpus.cases {
+        let report = run(corpus, Some(&case.id), false, Some(fault)).expect("it can be told");
+        let failed = report.cells.failed;
+        if failed > 0 && best.is_none_or(|(least, _)| failed < least) {
+            best = Some((failed, case));
+        }
+        if best.is_some_and(|(least, _)| least <= FEW) {
+            break;
+        }
+    }
+    best.unwrap_or_else(|| panic!("{fault:?} is not seen")).1
+}
+
+#[test]
+fn wrong_policies_on_the_nodes_turn_their_cases_red_on_every_data_path() {
+    let corpus = corpus();
+    let mut faults = Fault::ALL.to_vec();
+    for (index, datapath) in [Datapath::Fast, Datapath::Kernel].into_iter().enumerate() {
+        fastrand::Rng::with_seed(seed() + index as u64).shuffle(&mut faults);
+        let some = if is_full() { &faults[..] } else { &faults[..WRONG] };
+        let cases: Vec<_> = some.iter().map(|fault| (sees(&corpus, *fault), *fault)).collect();
+        let told: Vec<_> = cases.iter().map(|(case, fault)| format!("{fault:?} {}", case.id)).collect();
+        println!("{datapath}: {}", told.join(", "));
+        let report = run_wrong_on(&corpus, &cases, datapath).expect("root, and a lab");
+        let red: BTreeSet<_> = report.failures.iter().map(|failure| failure.case.as_str()).collect();
+        assert_eq!((report.passed, report.failed), (0, cases.len()), "{datapath}: only {red:?} see theirs");
+    }
 }

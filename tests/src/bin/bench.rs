@@ -3,19 +3,25 @@
 mod bench {
     pub mod chart;
     pub mod cni;
+    pub mod connections;
     pub mod fastpath;
     pub mod finding;
+    pub mod flows;
     pub mod hugepages;
     pub mod idle;
+    pub mod in_force;
     pub mod ovs;
     pub mod pipeline;
     pub mod plain;
     pub mod pods;
     pub mod policy;
     pub mod restart;
+    pub mod rules;
     pub mod samples;
     pub mod scene;
     pub mod scratch;
+    pub mod services;
+    pub mod soak;
     pub mod stand;
     pub mod testpmd;
     pub mod tsc;
@@ -24,14 +30,14 @@ mod bench {
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 
 use bench::finding::{Finding, Record, Table};
 use bench::hugepages::Priority;
-use bench::{cni, idle, pipeline, pods, policy, restart, undo};
+use bench::{cni, idle, pipeline, pods, policy, restart, services, soak, undo};
 
 /// Measures Causeway beside its peers and says which of its targets it meets. Every figure is the median of five runs in turn with
 /// the peers', and every bench proves first that what it measures does its work.
@@ -47,6 +53,12 @@ struct Arguments {
     /// Where the pipeline's picture is drawn.
     #[arg(long, value_name = "FILE", default_value = "pipeline.svg")]
     picture: PathBuf,
+    /// How long the soak takes.
+    #[arg(long, value_name = "MINUTES", default_value_t = 10)]
+    minutes: u64,
+    /// Soak fast paths that have hugepages; else they have what the machine gives anybody.
+    #[arg(long)]
+    hugepages: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -61,8 +73,12 @@ enum Name {
     Cni,
     /// How long packets stand still when a process is killed.
     Restart,
-    /// The policy compiler: a big world at once, and small changes of it.
+    /// The policy compiler: a big world at once, and small changes of it; and how soon a change is in force.
     Policy,
+    /// The compiler of services: a big world at once, and small changes of it.
+    Services,
+    /// Everything at once for as long as is said, until all is accounted for.
+    Soak,
 }
 
 fn main() -> ExitCode {
@@ -95,6 +111,8 @@ fn measure(arguments: &Arguments) -> Result<()> {
             Name::Cni => cni::run(),
             Name::Restart => restart::run(),
             Name::Policy => policy::run(),
+            Name::Services => services::run(),
+            Name::Soak => soak::run(Duration::from_secs(60 * arguments.minutes), arguments.hugepages),
         };
         let findings = findings.with_context(|| word.clone())?;
         println!("\n## {word}\n\n{}", Table(&findings));

@@ -1,4 +1,8 @@
-//! The main job, shown and checked: two clusters of one node each in one state, two pods on each.
+//! The main job, shown and checked: two clusters of one node each in one state, two pods on each, and a service of both.
+
+mod demo {
+    pub mod mesh;
+}
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -13,6 +17,7 @@ use causeway_tests::leftovers::{Holdings, Leftovers};
 use causeway_tests::namespace::Namespace;
 use causeway_tests::traffic::{bulk, echo_sizes, http, pings, throughput, too_big};
 use clap::Parser;
+use demo::mesh;
 
 /// What the bulk transfer carries.
 const BULK: u64 = 64 << 20;
@@ -73,7 +78,8 @@ struct Scene {
 impl Scene {
     fn build(datapath: Datapath) -> Result<Self> {
         heading("building two clusters of one node each, two pods on each");
-        let spec = LabSpec { clusters: 2, datapath, ..LabSpec::named("demo") };
+        let config = vec![mesh::CONFIG.to_owned()];
+        let spec = LabSpec { clusters: 2, datapath, config, ..LabSpec::named("demo") };
         let lab = Lab::up(spec)?;
         let nodes = vec![lab.node("n1")?, lab.node("n2")?];
         let mut pods = Vec::new();
@@ -121,6 +127,7 @@ impl Scene {
         }
         self.too_big(anna, cleo)?;
         self.nodes_and_pods(anna, cleo)?;
+        mesh::Call { lab: &self.lab, client: anna, near: bert, far: cleo }.show()?;
         self.samples()
     }
 

@@ -158,6 +158,16 @@ impl Lab {
         }
     }
 
+    /// Asks a process of a node to end, and waits for that.
+    pub fn stop(&self, node: &str, role: Role) -> Result<(), LabError> {
+        let Some(process) = self.process(node, role)? else {
+            return Err(LabError::Refused(format!("the {role} of node {node} does not run")));
+        };
+        let stopped = process.stop(PATIENCE);
+        stopped.map_err(|error| LabError::io(format!("stopping the {role} of node {node}"), error))?;
+        self.set_process(node, role, None)
+    }
+
     /// Kills a process of a node without warning.
     pub fn kill(&self, node: &str, role: Role) -> Result<(), LabError> {
         let Some(process) = self.process(node, role)? else {

@@ -14,11 +14,13 @@ use super::record::{PodRecord, write_aside};
 pub(super) struct Manifests {
     directory: PathBuf,
     clusters: usize,
+    /// Whether any are written.
+    written: bool,
 }
 
 impl Manifests {
-    pub fn new(lab: &Path, clusters: usize) -> Self {
-        Self { directory: lab.join("manifests"), clusters }
+    pub fn new(lab: &Path, clusters: usize, written: bool) -> Self {
+        Self { directory: lab.join("manifests"), clusters, written }
     }
 
     /// The directory of one cluster.
@@ -63,6 +65,9 @@ impl Manifests {
     }
 
     fn write(&self, cluster: usize, file: &str, text: &str) -> Result<(), LabError> {
+        if !self.written {
+            return Ok(());
+        }
         self.views(cluster).iter().try_for_each(|view| write_aside(&view.join(file), text.as_bytes()))
     }
 
@@ -147,7 +152,7 @@ fn pod_object(pod: &PodRecord, host: &str) -> String {
 kind: Pod
 metadata:
   name: {}
-  namespace: default
+  namespace: {}
   uid: {}
   labels: {}
   annotations: {}
@@ -159,7 +164,8 @@ spec:
 status:
 {status}",
         // A pod may be called y or null.
-        flow(&pod.name),
+        flow(&pod.object_name()),
+        flow(&pod.namespace),
         flow(&pod.uid),
         flow(&pod.labels),
         flow(&pod.annotations),

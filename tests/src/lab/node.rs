@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use causeway_model::connection::Listing;
-use causeway_model::operator::{EndpointStatus, Status};
+use causeway_model::flow::Event;
+use causeway_model::operator::{EndpointStatus, ServiceStatus, Status};
+use causeway_model::why::Why;
 use causeway_model::{DropReason, Family};
 
 use super::record::NodeRecord;
@@ -28,7 +30,7 @@ pub struct Node {
 
 impl Node {
     pub(super) fn of(lab: &Lab, record: &NodeRecord) -> Result<Self, LabError> {
-        let plan = NodePlan::new(record.number, record.cluster, lab.record()?.spec.underlay)?;
+        let plan = lab.record()?.spec.plan(record.number, record.cluster)?;
         let directory = lab.directory().join("nodes").join(&record.name);
         Ok(Self { plan, foreign: record.foreign, namespace: lab.namespace(&record.name), directory })
     }
@@ -109,15 +111,36 @@ impl Node {
 
     /// What the operator's command says of connections, asked with these words.
     pub fn connections(&self, words: &str) -> Result<Listing, LabError> {
-        let program = Binaries::find()?.get("causeway")?;
-        let command = format!(
-            "{} connections --socket {} --json {words}",
-            program.display(),
-            self.api_socket().display()
-        );
-        let text = self.exec(&command)?;
-        serde_json::from_str(&text)
-            .map_err(|error| LabError::io(format!("reading the answer of {command}"), error.into()))
+        self.command("connections", words)
+    }
+
+    /// What the operator's command says of services, asked with these words.
+    pub fn services(&self, words: &str) -> Result<Vec<ServiceStatus>, LabError> {
+        self.command("services", words)
+    }
+
+    /// What the operator's command tells of flows, asked with these words.
+    pub fn flows(&self, words: &str) -> Result<Vec<Event>, LabError> {
+        let text = self.operate("flows", words)?;
+        let events = text.lines().map(serde_json::from_str).collect::<Result<_, _>>();
+        events.map_err(|error| LabError::io(format!("reading the flows of {}", self.name()), error.into()))
+    }
+
+    /// The answer of one of the operator's commands.
+    fn command<T: serde::de::DeserializeOwned>(&self, verb: &str, words: &str) -> Result<T, LabError> {
+        let text = self.operate(verb, words)?;
+        let doing = || format!("reading what {verb} {words} says on {}", self.name());
+        serde_json::from_str(&text).map_err(|error| LabError::io(doing(), error.into()))
+    }
+
+    fn operate(&self, verb: &str, words: &str) -> Result<String, LabError> {
+        let (program, socket) = (Binaries::find()?.get("causeway")?, self.api_socket());
+        self.exec(&format!("{} {verb} --socket {} --json {words}", program.display(), socket.display()))
+    }
+
+    /// What the operator's command says of why, asked with these words.
+    pub fn why(&self, words: &str) -> Result<Why, LabError> {
+        self.command("why", words)
     }
 
     fn ask<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, LabError> {
@@ -178,14 +201,14 @@ impl Lab {
     /// Namespace, place on the wire and Node object of a new node.
     pub(super) fn make_node(&self, cluster: usize, foreign: bool) -> Result<Node, LabError> {
         // Written down first, so that whatever happens `down` knows of it.
-        let (record, underlay) = self.store.update(|record| {
+        let (record, plan) = self.store.update(|record| {
             let number = record.nodes.iter().map(|node| node.number).max().unwrap_or(0) + 1;
-            let name = format!("n{number}");
+            let plan = record.spec.plan(number, cluster)?;
+            let name = plan.node.id.name.to_string();
             let node = NodeRecord { name, number, cluster, foreign, agent: None, fastpath: None };
             record.nodes.push(node.clone());
-            Ok((node, record.spec.underlay))
+            Ok((node, plan))
         })?;
-        let plan = NodePlan::new(record.number, cluster, underlay)?;
         let namespace = self.namespace(&record.name);
         Namespace::create(namespace.name())
             .map_err(|error| LabError::io(format!("making namespace {}", namespace.name()), error))?;

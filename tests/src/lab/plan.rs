@@ -73,6 +73,17 @@ words! {
     }
 }
 
+/// A node whose name and addresses are asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Its name.
+    pub name: NodeName,
+    /// Its addresses on the wire, which the others know it by. Of a family that is missing here it has a lab's own one.
+    pub addresses: Vec<IpAddr>,
+    /// The prefixes of its pods' addresses.
+    pub pod_prefixes: Vec<IpNetwork>,
+}
+
 /// A lab as it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LabSpec {
@@ -96,6 +107,11 @@ pub struct LabSpec {
     pub fastpath: Vec<String>,
     /// Whether the nodes have agents; without, a lab is namespaces and a wire.
     pub agents: bool,
+    /// Whether the lab writes the objects of what it makes; else whoever asks for it writes them all.
+    pub objects: bool,
+    /// The nodes that are not as the lab would make them, from the first one on. Nobody else is on their network: what they
+    /// shall reach on the wire they need routes for.
+    pub places: Vec<Place>,
 }
 
 impl LabSpec {
@@ -112,6 +128,8 @@ impl LabSpec {
             config: Vec::new(),
             fastpath: vec!["--memory".into(), "slow".into()],
             agents: true,
+            objects: true,
+            places: Vec::new(),
         }
     }
 
@@ -129,6 +147,15 @@ impl LabSpec {
             return refuse(format!("{} clusters: 1 to {MOST_CLUSTERS} can be had", self.clusters));
         }
         Ok(())
+    }
+
+    /// The node with this number in a cluster.
+    pub(super) fn plan(&self, number: usize, cluster: usize) -> Result<NodePlan, LabError> {
+        let plan = NodePlan::new(number, cluster, self.underlay)?;
+        Ok(match number.checked_sub(1).and_then(|index| self.places.get(index)) {
+            Some(place) => plan.placed(place),
+            None => plan,
+        })
     }
 
     /// The data path of the node with this number.
@@ -152,6 +179,8 @@ pub struct NodePlan {
     pub v4: Ipv4Addr,
     /// Its address on the wire, over IPv6.
     pub v6: Ipv6Addr,
+    /// The lengths of their subnets.
+    pub subnets: (u8, u8),
     /// The node as every part of the system shall know it.
     pub node: Node,
 }
@@ -174,7 +203,22 @@ impl NodePlan {
             Underlay::V6 => vec![v6.into()],
         };
         let node = Node { vtep_mac: Node::derived_vtep_mac(&id), id, underlay, pod_prefixes };
-        Ok(Self { number, cluster, v4, v6, node })
+        Ok(Self { number, cluster, v4, v6, subnets: (24, 64), node })
+    }
+
+    /// The same node elsewhere.
+    fn placed(self, place: &Place) -> Self {
+        let (mut v4, mut v6) = (self.v4, self.v6);
+        for address in place.addresses.iter().rev() {
+            match address {
+                IpAddr::V4(address) => v4 = *address,
+                IpAddr::V6(address) => v6 = *address,
+            }
+        }
+        let id = NodeId { name: place.name.clone(), ..self.node.id };
+        let vtep_mac = Node::derived_vtep_mac(&id);
+        let (underlay, pod_prefixes) = (place.addresses.clone(), place.pod_prefixes.clone());
+        Self { v4, v6, subnets: (32, 128), node: Node { id, underlay, vtep_mac, pod_prefixes }, ..self }
     }
 }
 

@@ -9,7 +9,7 @@ use causeway_model::{EndpointKey, Family, LinkName};
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value, json};
 
-use super::record::PodRecord;
+use super::record::{DEFAULT, PodRecord};
 use super::{Binaries, Datapath, Lab, LabError, Node};
 use crate::command;
 use crate::namespace::Namespace;
@@ -23,6 +23,7 @@ const PLUGINS: &str = "/usr/lib/cni";
 #[derive(Clone, Debug, Default)]
 pub struct PodSpec {
     name: String,
+    namespace: Option<String>,
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
     config: Map<String, Value>,
@@ -33,6 +34,12 @@ impl PodSpec {
     /// A pod without labels.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into(), ..Self::default() }
+    }
+
+    /// In another namespace than `default`.
+    pub fn within(mut self, namespace: &str) -> Self {
+        self.namespace = Some(namespace.to_owned());
+        self
     }
 
     /// With a label.
@@ -145,8 +152,10 @@ pub struct Call {
     pub container: String,
     /// The path of its namespace; containerd says "" when it has gone.
     pub netns: String,
-    /// The pod's name in namespace `default`, and its uid.
+    /// The pod's name in its namespace, and its uid.
     pub pod: Option<(String, String)>,
+    /// Its namespace; `default` where it is empty.
+    pub namespace: String,
     /// What the ADD returned.
     pub previous: Option<Value>,
     /// The interface's name in the pod; `eth0` where it is empty.
@@ -173,13 +182,17 @@ impl Lab {
 
     /// Writes down a new pod, its labels and what a mixed lab makes of it.
     pub(super) fn register_pod(&self, node: &Node, spec: PodSpec) -> Result<PodRecord, LabError> {
-        let PodSpec { name, labels, mut annotations, config, args } = spec;
+        let PodSpec { name, namespace, labels, mut annotations, config, args } = spec;
         let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if name.is_empty() || name.len() > 40 || name == "wire" || !name.chars().all(good) {
+        let longest = if namespace.is_some() { 63 } else { 40 };
+        let dotted = |c: char| good(c) || namespace.is_some() && c == '.';
+        if name.is_empty() || name.len() > longest || name == "wire" || !name.chars().all(dotted) {
             return Err(LabError::Refused(format!(
-                "pod {name:?}: small letters, digits and '-', 1 to 40, not \"wire\""
+                "pod {name:?}: small letters, digits and '-', 1 to {longest}, not \"wire\""
             )));
         }
+        let name = namespace.as_ref().map_or(name.clone(), |namespace| format!("{namespace}.{name}"));
+        let namespace = namespace.unwrap_or_else(|| DEFAULT.to_owned());
         self.store.update(|record| {
             if record.pod(&name).is_ok() || record.node(&name).is_ok() {
                 let lab = &record.spec.name;
@@ -195,6 +208,7 @@ impl Lab {
             }
             let pod = PodRecord {
                 name: name.clone(),
+                namespace: namespace.clone(),
                 node: node.name().to_owned(),
                 uid: uuid(),
                 container: hex(64),
@@ -355,7 +369,8 @@ fn add_call(lab: &Lab, pod: &PodRecord) -> Call {
         verb: "ADD",
         container: pod.container.clone(),
         netns: format!("/var{}", lab.namespace(&pod.name).path().display()),
-        pod: Some((pod.name.clone(), pod.uid.clone())),
+        pod: Some((pod.object_name().to_owned(), pod.uid.clone())),
+        namespace: pod.namespace.clone(),
         args: pod.args.clone(),
         ..Call::default()
     }
@@ -363,9 +378,10 @@ fn add_call(lab: &Lab, pod: &PodRecord) -> Call {
 
 /// CNI_ARGS as containerd 1.6 and 2.3 write them: in another order on each call.
 fn cni_args(name: &str, uid: &str, call: &Call) -> String {
+    let namespace = if call.namespace.is_empty() { DEFAULT } else { &call.namespace };
     let mut args = vec![
         "IgnoreUnknown=1".to_owned(),
-        "K8S_POD_NAMESPACE=default".to_owned(),
+        format!("K8S_POD_NAMESPACE={namespace}"),
         format!("K8S_POD_NAME={name}"),
         format!("K8S_POD_INFRA_CONTAINER_ID={}", call.container),
         format!("K8S_POD_UID={uid}"),

@@ -15,6 +15,9 @@ use crate::process::Process;
 /// Where the labs are.
 pub const DIRECTORY: &str = "/run/causeway-lab";
 
+/// The namespace of pods that are asked for without one.
+pub(super) const DEFAULT: &str = "default";
+
 /// Everything a lab made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -28,6 +31,8 @@ pub struct Record {
     pub nodes: Vec<NodeRecord>,
     /// Its pods.
     pub pods: Vec<PodRecord>,
+    /// Hosts on the wire that are no nodes.
+    pub hosts: Vec<String>,
     /// Whether the directory of namespaces is ours to remove.
     pub made_netns_directory: bool,
 }
@@ -52,8 +57,10 @@ pub struct NodeRecord {
 /// A pod that was added.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PodRecord {
-    /// Its name.
+    /// What it is called in the lab: its name, outside of the namespace `default` after that of its namespace and a dot.
     pub name: String,
+    /// Its namespace.
+    pub namespace: String,
     /// Its node.
     pub node: String,
     /// Its uid.
@@ -97,13 +104,22 @@ impl Record {
     /// Every namespace that was made.
     pub fn namespaces(&self) -> impl Iterator<Item = String> + '_ {
         let things = self.pods.iter().map(|pod| pod.name.as_str());
-        let things = things.chain(self.nodes.iter().map(|node| node.name.as_str())).chain(["wire"]);
+        let things = things.chain(self.nodes.iter().map(|node| node.name.as_str()));
+        let things = things.chain(self.hosts.iter().map(String::as_str)).chain(["wire"]);
         things.map(|thing| Self::namespace(&self.spec.name, thing))
     }
 
     /// Every process that was started and not stopped.
     pub fn processes(&self) -> impl Iterator<Item = Process> + '_ {
         self.nodes.iter().flat_map(|node| [node.agent, node.fastpath]).chain([self.wire]).flatten()
+    }
+}
+
+impl PodRecord {
+    /// Its name in its namespace.
+    pub fn object_name(&self) -> &str {
+        let inside = self.name.strip_prefix(self.namespace.as_str()).and_then(|rest| rest.strip_prefix('.'));
+        inside.filter(|_| self.namespace != DEFAULT).unwrap_or(&self.name)
     }
 }
 

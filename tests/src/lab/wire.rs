@@ -1,5 +1,6 @@
 //! What joins the nodes: a bridge in a namespace of its own, or the user-space switch.
 
+use std::net::IpAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,11 @@ use crate::switch::{Order, SwitchStatus, ask};
 
 /// How long the switch may take to answer its first question.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where a node is plugged into the wire: its name may be longer than that of an interface.
+fn port(plan: &NodePlan) -> String {
+    format!("n{}", plan.number)
+}
 
 impl Lab {
     /// Makes the wire, without nodes.
@@ -66,25 +72,49 @@ impl Lab {
     pub(super) fn join_wire(&self, plan: &NodePlan) -> Result<(), LabError> {
         let spec = self.record()?.spec;
         let (name, mtu) = (plan.node.id.name.as_str(), spec.mtu);
-        let node = self.namespace(name);
+        let (node, port) = (self.namespace(name), port(plan));
         match spec.wire {
             WireKind::Bridge => {
                 let eth0 = format!("type veth peer name eth0 mtu {mtu} netns {}", node.name());
-                self.namespace("wire").ip(&format!("link add {name} mtu {mtu} master wire up {eth0}"))?;
+                self.namespace("wire").ip(&format!("link add {port} mtu {mtu} master wire up {eth0}"))?;
             }
             WireKind::Userspace => {
-                let (port, namespace) = (name.to_owned(), node.name().to_owned());
+                let namespace = node.name().to_owned();
                 ask(&self.switch_socket(), &Order::AddPort { port, namespace }).map_err(LabError::Refused)?;
             }
         }
         // The wire knows its addresses; a node whose own come a second later would look changed.
         node.sysctl("net/ipv6/conf/eth0/accept_dad", "0")
             .map_err(|error| LabError::io(format!("eth0 of node {name}"), error))?;
+        let (v4, v6) = plan.subnets;
         node.ip_batch(&format!(
-            "link set eth0 mtu {mtu} up\naddr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\n",
+            "link set eth0 mtu {mtu} up\naddr add {}/{v4} dev eth0\naddr add {}/{v6} dev eth0 nodad\n",
             plan.v4, plan.v6
         ))?;
         Ok(())
+    }
+
+    /// Adds a host to the wire, a bridge, that is no node: it has these addresses there, and knows no ways.
+    pub fn add_host(&self, name: &str, addresses: &[IpAddr]) -> Result<Namespace, LabError> {
+        let (number, spec) = self.store.update(|record| {
+            record.hosts.push(name.to_owned());
+            Ok((record.hosts.len(), record.spec.clone()))
+        })?;
+        if spec.wire != WireKind::Bridge {
+            return Err(LabError::Refused(format!("host {name}: only a bridge takes hosts")));
+        }
+        let namespace = self.namespace(name);
+        Namespace::create(namespace.name())
+            .map_err(|error| LabError::io(format!("making namespace {}", namespace.name()), error))?;
+        let (mtu, eth0) = (spec.mtu, format!("type veth peer name eth0 netns {}", namespace.name()));
+        self.namespace("wire").ip(&format!("link add h{number} mtu {mtu} master wire up {eth0}"))?;
+        let mut batch = format!("link set eth0 mtu {mtu} up\n");
+        for address in addresses {
+            let how = if address.is_ipv4() { "/32" } else { "/128" };
+            batch += &format!("addr add {address}{how} dev eth0 nodad\n");
+        }
+        namespace.ip_batch(&batch)?;
+        Ok(namespace)
     }
 
     /// Takes a node's uplink away, or gives it one again with the addresses it had.
@@ -95,9 +125,11 @@ impl Lab {
     /// Takes a node off the wire, for good.
     pub(super) fn leave_wire(&self, name: &str) -> Result<(), LabError> {
         match self.record()?.spec.wire {
-            WireKind::Bridge => drop(self.namespace("wire").ip(&format!("link del {name}"))?),
+            WireKind::Bridge => {
+                drop(self.namespace("wire").ip(&format!("link del {}", port(&self.node(name)?.plan)))?);
+            }
             WireKind::Userspace => {
-                ask(&self.switch_socket(), &Order::RemovePort { port: name.to_owned() })
+                ask(&self.switch_socket(), &Order::RemovePort { port: port(&self.node(name)?.plan) })
                     .map_err(LabError::Refused)?;
             }
         }

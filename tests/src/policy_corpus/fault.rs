@@ -1,8 +1,11 @@
-//! Wrong compiles: each bends policies on their way into the compiler, so that a corpus that cannot tell is no test.
+//! Wrong compiles: each bends policies on their way into the compiler, or to the nodes of a lab, so that a corpus that cannot tell is no test.
 
 use causeway_model::PortProtocol;
 use causeway_model::policy::Action;
 use causeway_policy::{LabelSelector, Namespaces, Peer, Policy, PortMatch, Requirement, Rule, Tier};
+use serde_json::Value;
+
+use super::document::document;
 
 /// A way to compile policies wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,6 +88,12 @@ impl Fault {
         Self::PassAsAccept,
         Self::BadRulesForgotten,
     ];
+
+    /// The object of a policy with this fault; none where it makes no difference.
+    pub(super) fn bent(self, policy: &Policy) -> Option<Value> {
+        let bent = self.bend(policy.clone());
+        (bent != *policy).then(|| document(&bent))
+    }
 
     /// A policy as it is compiled with this fault.
     pub(super) fn bend(self, mut policy: Policy) -> Policy {

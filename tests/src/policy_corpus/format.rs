@@ -7,6 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::corpus::{self, Namespace, Node, Pod};
+
 /// The format that is known here.
 const FORMAT: &str = "causeway-policy-corpus/1";
 
@@ -37,57 +39,6 @@ pub struct Topology {
     pub externals: BTreeMap<String, External>,
 }
 
-/// A node.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Node {
-    /// Its addresses.
-    pub ips: Vec<IpAddr>,
-    /// Its labels.
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-}
-
-/// A namespace.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct Namespace {
-    /// Its labels; the one with its name is implied.
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-}
-
-/// A pod.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Pod {
-    /// `namespace/name`.
-    pub id: String,
-    /// Its node's name.
-    pub node: String,
-    /// Its labels.
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-    /// Its addresses; none of its own with `hostNetwork`.
-    #[serde(default)]
-    pub ips: Vec<IpAddr>,
-    /// It has its node's addresses.
-    #[serde(default)]
-    pub host_network: bool,
-    /// The ports that it serves.
-    #[serde(default)]
-    pub ports: Vec<Port>,
-}
-
-/// A port of a pod.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Port {
-    /// Its name.
-    pub name: String,
-    /// Its number.
-    pub port: u16,
-    /// TCP, UDP or SCTP.
-    pub protocol: String,
-}
-
 /// A host outside of the cluster.
 #[derive(Clone, Debug, Deserialize)]
 pub struct External {
@@ -111,6 +62,16 @@ pub struct Case {
 }
 
 impl Case {
+    /// What happens, as it is written.
+    pub(super) fn raw_steps(&self) -> &[Value] {
+        &self.steps
+    }
+
+    /// The same case under another name, with other steps.
+    pub(super) fn told(&self, id: String, steps: Vec<Value>) -> Self {
+        Self { id, steps, ..self.clone() }
+    }
+
     /// What happens.
     pub fn steps(&self) -> Result<Vec<Step>> {
         let read = |(number, step): (usize, &Value)| {
@@ -221,17 +182,16 @@ fn four() -> u8 {
 }
 
 impl Corpus {
+    /// The pods that come in some step of some case.
+    pub(super) fn added_pods(&self) -> impl Iterator<Item = Pod> + '_ {
+        let steps = self.cases.iter().filter_map(|case| case.steps().ok()).flatten();
+        let acts = steps.flat_map(|step| step.acts).filter_map(|mut act| act.remove("add_pod"));
+        acts.filter_map(|pod| serde_json::from_value(pod).ok())
+    }
+
     /// Reads a file's text.
     pub fn read(text: &str) -> Result<Self> {
-        let most = text.len() + (1 << 12);
-        let options = serde_saphyr::options! {
-            budget: serde_saphyr::budget! {
-                max_events: most,
-                max_nodes: most,
-                max_total_scalar_bytes: most,
-            },
-        };
-        let corpus: Self = serde_saphyr::from_str_with_options(text, options)?;
+        let corpus: Self = corpus::read(text)?;
         ensure!(corpus.format == FORMAT, "the format is {:?}, and {FORMAT} is known here", corpus.format);
         Ok(corpus)
     }

@@ -7,32 +7,11 @@ use causeway_model::policy::{Direction, Traffic, Verdict};
 use causeway_policy::Effect;
 use serde::Serialize;
 
-use super::engine::{Engine, Judged};
 use super::fault::Fault;
 use super::format::{Case, Corpus, Flow, Packet, Step, Tuple};
-use super::world::{Act, Stage, protocol};
-
-/// How many of something were looked at, and how many were not as they should be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Tally {
-    /// Looked at.
-    pub asserted: usize,
-    /// Not as they should be.
-    pub failed: usize,
-}
-
-/// Something that is not as it should be.
-#[derive(Clone, Debug, Serialize)]
-pub struct Failure {
-    /// The case.
-    pub case: String,
-    /// The step, counted from 0.
-    pub step: usize,
-    /// The flow and its ends, or the packet, or the policy.
-    pub what: String,
-    /// What was wanted and what was found, with the rules that said so.
-    pub found: String,
-}
+use super::world::{Act, Stage};
+use crate::corpus::policies::{Bend, Engine, Judged};
+use crate::corpus::{Failure, Tally, protocol};
 
 /// What became of one case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -44,6 +23,17 @@ pub enum Outcome {
     Failed,
     /// It asks for something that is not supported; only that it does no harm was looked at.
     Unsupported,
+}
+
+/// What data paths did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Seen {
+    /// Connections that were answered.
+    pub answered: usize,
+    /// Sums of rules' denials, one a step, node and rule.
+    pub denials: Tally,
+    /// Connections that were tried again one by one.
+    pub again: usize,
 }
 
 /// What became of a file.
@@ -63,6 +53,9 @@ pub struct Report {
     pub rejections: Tally,
     /// Judgements that tables and slow evaluator do not agree on.
     pub disagreements: usize,
+    /// What the data paths did besides; none without them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets_seen: Option<Seen>,
     /// All that failed.
     pub failures: Vec<Failure>,
 }
@@ -84,25 +77,33 @@ pub fn run(corpus: &Corpus, case: Option<&str>, flip: bool, fault: Option<Fault>
 
 impl Report {
     fn take(&mut self, story: Story<'_>) {
-        let outcome = story.outcome();
+        self.disagreements += story.disagreements;
+        self.add(&story.case.id, story.outcome(), story.results);
+    }
+
+    /// Counts a case.
+    pub(super) fn add(&mut self, case: &str, outcome: Outcome, results: Results) {
         match outcome {
             Outcome::Passed => self.passed += 1,
             Outcome::Failed => self.failed += 1,
-            Outcome::Unsupported => self.unsupported.push(story.case.id.clone()),
+            Outcome::Unsupported => self.unsupported.push(case.to_owned()),
         }
-        self.disagreements += story.disagreements;
-        self.failures.extend(story.failures);
+        self.failures.extend(results.failures);
         if outcome != Outcome::Unsupported {
-            for (sum, own) in [
-                (&mut self.cells, story.cells),
-                (&mut self.packets, story.packets),
-                (&mut self.rejections, story.rejections),
-            ] {
-                sum.asserted += own.asserted;
-                sum.failed += own.failed;
-            }
+            self.cells += results.cells;
+            self.packets += results.packets;
+            self.rejections += results.rejections;
         }
     }
+}
+
+/// What of one case was looked at.
+#[derive(Default)]
+pub(super) struct Results {
+    pub cells: Tally,
+    pub packets: Tally,
+    pub rejections: Tally,
+    pub failures: Vec<Failure>,
 }
 
 /// A case that is being told.
@@ -114,17 +115,15 @@ struct Story<'a> {
     engine: Engine,
     step: usize,
     unsupported: bool,
-    cells: Tally,
-    packets: Tally,
-    rejections: Tally,
     disagreements: usize,
-    failures: Vec<Failure>,
+    results: Results,
 }
 
 impl<'a> Story<'a> {
     fn new(corpus: &'a Corpus, case: &'a Case, flip: bool, fault: Option<Fault>) -> Result<Self> {
         let (stage, changes) = Stage::new(&corpus.topology)?;
-        let mut engine = Engine::new(&stage, fault)?;
+        let bend = fault.map(|fault| -> Bend { Box::new(move |policy| fault.bend(policy)) });
+        let mut engine = Engine::new(&stage, bend)?;
         engine.apply(&stage, &changes);
         Ok(Self {
             case,
@@ -134,16 +133,13 @@ impl<'a> Story<'a> {
             engine,
             step: 0,
             unsupported: false,
-            cells: Tally::default(),
-            packets: Tally::default(),
-            rejections: Tally::default(),
             disagreements: 0,
-            failures: Vec::new(),
+            results: Results::default(),
         })
     }
 
     fn outcome(&self) -> Outcome {
-        match (self.unsupported, self.failures.is_empty()) {
+        match (self.unsupported, self.results.failures.is_empty()) {
             (true, _) if self.disagreements == 0 => Outcome::Unsupported,
             (_, true) => Outcome::Passed,
             (_, false) => Outcome::Failed,
@@ -152,7 +148,7 @@ impl<'a> Story<'a> {
 
     fn fail(&mut self, what: impl Into<String>, found: String) {
         let case = self.case.id.clone();
-        self.failures.push(Failure { case, step: self.step, what: what.into(), found });
+        self.results.failures.push(Failure { case, step: self.step, what: what.into(), found });
     }
 
     fn tell(&mut self) -> Result<()> {
@@ -177,7 +173,7 @@ impl<'a> Story<'a> {
         }
         // What is not supported is not asserted, whatever came out.
         if self.unsupported && self.disagreements == 0 {
-            self.failures.clear();
+            self.results.failures.clear();
         }
         Ok(())
     }
@@ -194,9 +190,9 @@ impl<'a> Story<'a> {
             self.stage.note(&report.policy);
             self.unsupported |= report.is_unsupported();
             if step.rejected {
-                self.rejections.asserted += 1;
+                self.results.rejections.asserted += 1;
                 if report.effect == Effect::Whole || report.problems.is_empty() {
-                    self.rejections.failed += 1;
+                    self.results.rejections.failed += 1;
                     self.fail(
                         report.policy.to_string(),
                         "wanted a report of what is wrong, found none".into(),
@@ -207,7 +203,7 @@ impl<'a> Story<'a> {
         if step.rejected {
             let opened: Vec<_> = self.open_cells()?.difference(&before).cloned().collect();
             if let Some(first) = opened.first() {
-                self.rejections.failed += 1;
+                self.results.rejections.failed += 1;
                 self.fail(
                     first,
                     format!("opened by policies that an API server refuses, as {}", opened.len()),
@@ -246,7 +242,8 @@ impl<'a> Story<'a> {
         for (pod, direction, peer) in
             [(source, Direction::Egress, to), (destination, Direction::Ingress, from)]
         {
-            if self.stage.node_of_pod(pod).is_none() {
+            // What a pod sends to its own address is nobody else's.
+            if source == destination || self.stage.node_of_pod(pod).is_none() {
                 continue;
             }
             let Judged { verdict, rule, otherwise } =
@@ -269,15 +266,15 @@ impl<'a> Story<'a> {
             '?' | '-' => return Ok(()),
             other => bail!("letter {other:?} in row {source}"),
         } != self.flip;
-        self.cells.asserted += 1;
+        self.results.cells.asserted += 1;
         let found = self.reaches(flow, source, destination)?;
         let Some((allowed, said)) = found else {
-            self.cells.failed += 1;
+            self.results.cells.failed += 1;
             self.fail(format!("{flow} {source} -> {destination}"), "an end is absent".into());
             return Ok(());
         };
         if allowed != want {
-            self.cells.failed += 1;
+            self.results.cells.failed += 1;
             let found = format!("wanted {}, found {said}", word(want));
             self.fail(format!("{flow} {source} -> {destination}"), found);
         }
@@ -291,7 +288,7 @@ impl<'a> Story<'a> {
             "any" => return Ok(()),
             other => bail!("packet {} wants {other:?}", packet.id),
         } != self.flip;
-        self.packets.asserted += 1;
+        self.results.packets.asserted += 1;
         let opened = match &packet.open {
             // The connection's other direction belongs to it, if it was let through at all.
             Some(open) if is_answer(&packet.packet, open) => self.allows(open)?,
@@ -299,7 +296,7 @@ impl<'a> Story<'a> {
         };
         let allowed = opened || self.allows(&packet.packet)?;
         if allowed != want {
-            self.packets.failed += 1;
+            self.results.packets.failed += 1;
             self.fail(format!("packet {}", packet.id), format!("wanted {}", word(want)));
         }
         Ok(())
@@ -314,12 +311,12 @@ impl<'a> Story<'a> {
     }
 }
 
-fn is_answer(packet: &Tuple, open: &Tuple) -> bool {
+pub(super) fn is_answer(packet: &Tuple, open: &Tuple) -> bool {
     let ends = |t: &Tuple| (t.proto.clone(), (t.src.clone(), t.sport), (t.dst.clone(), t.dport));
     let ((proto, from, to), (opened, opener, answerer)) = (ends(packet), ends(open));
     proto == opened && from == answerer && to == opener && packet.family == open.family
 }
 
-fn word(allowed: bool) -> &'static str {
+pub(super) fn word(allowed: bool) -> &'static str {
     if allowed { "allow" } else { "deny" }
 }

@@ -4,18 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
-use causeway_model::{NodeId, PodName, PortProtocol};
-use causeway_policy::{
-    Change, NamedPort, NamespaceId, NodeFacts, PolicyKey, PolicyKind, Presence, Workload, WorkloadId,
-};
+use causeway_policy::{Change, NodeFacts, PolicyKey, PolicyKind};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::format::{Namespace, Node, Pod, Topology};
-
-/// The cluster that all of it is in.
-const CLUSTER: &str = "corpus";
+use super::format::Topology;
+use crate::corpus::ground::Scene;
+use crate::corpus::names::{namespace_id, node_id, pod_id, workload};
+use crate::corpus::policies::Homes;
+use crate::corpus::{Namespace, Node, Pod};
 
 /// Everything that exists in a case right now.
 pub(super) struct Stage {
@@ -73,26 +71,14 @@ fn typed<T: DeserializeOwned>(act: &str, value: &Value) -> Result<T> {
     serde_json::from_value(value.clone()).with_context(|| format!("{act}: {value}"))
 }
 
-/// A node's name in the model.
-pub(super) fn node_id(name: &str) -> Result<NodeId> {
-    Ok(NodeId { cluster: CLUSTER.parse()?, name: name.parse()? })
-}
+impl Homes for Stage {
+    fn nodes(&self) -> Vec<String> {
+        self.topology.nodes.keys().cloned().collect()
+    }
 
-/// A pod's name in the model.
-pub(super) fn pod_id(id: &str) -> Result<WorkloadId> {
-    let (namespace, name) = id.split_once('/').with_context(|| format!("{id:?} is no NAMESPACE/NAME"))?;
-    let pod = PodName { namespace: namespace.to_owned(), name: name.to_owned() };
-    Ok(WorkloadId::Pod(CLUSTER.parse()?, pod))
-}
-
-fn namespace_id(name: &str) -> Result<NamespaceId> {
-    Ok(NamespaceId { cluster: CLUSTER.parse()?, name: name.to_owned() })
-}
-
-/// A protocol by its name.
-pub(super) fn protocol(name: &str) -> Result<PortProtocol> {
-    let found = PortProtocol::ALL.into_iter().find(|protocol| protocol.as_str().eq_ignore_ascii_case(name));
-    found.with_context(|| format!("unknown protocol {name:?}"))
+    fn home(&self, pod: &str) -> Option<&str> {
+        self.node_of_pod(pod)
+    }
 }
 
 impl Stage {
@@ -100,7 +86,7 @@ impl Stage {
     pub fn new(topology: &Topology) -> Result<(Self, Vec<Change>)> {
         let mut stage = Self { topology: topology.clone(), pods: BTreeMap::new(), policies: BTreeSet::new() };
         let mut changes = Vec::new();
-        for (name, Node { ips, labels }) in &topology.nodes {
+        for (name, Node { ips, labels, .. }) in &topology.nodes {
             let facts = NodeFacts { labels: labels.clone(), addresses: ips.iter().copied().collect() };
             changes.push(Change::Node(node_id(name)?, Some(facts)));
         }
@@ -113,20 +99,26 @@ impl Stage {
         Ok((stage, changes))
     }
 
-    /// The names of all nodes.
-    pub fn nodes(&self) -> impl Iterator<Item = &str> {
-        self.topology.nodes.keys().map(String::as_str)
+    /// All of it as objects tell it, with these policies.
+    pub fn scene(&self, policies: &BTreeMap<PolicyKey, Value>) -> Scene<'_> {
+        Scene {
+            nodes: &self.topology.nodes,
+            namespaces: &self.topology.namespaces,
+            pods: &self.pods,
+            said: BTreeMap::new(),
+            cluster: Value::Null,
+            others: policies.values().cloned().collect(),
+        }
+    }
+
+    /// All pods, by `namespace/name`.
+    pub fn pods(&self) -> &BTreeMap<String, Pod> {
+        &self.pods
     }
 
     /// The node of a pod that has addresses of its own.
     pub fn node_of_pod(&self, name: &str) -> Option<&str> {
         self.pods.get(name).filter(|pod| !pod.host_network).map(|pod| pod.node.as_str())
-    }
-
-    /// Whether a workload is a pod of a node, with addresses of its own.
-    pub fn is_on(&self, id: &WorkloadId, node: &str) -> bool {
-        let WorkloadId::Pod(_, PodName { namespace, name }) = id else { return false };
-        self.node_of_pod(&format!("{namespace}/{name}")) == Some(node)
     }
 
     /// The address of an endpoint: `namespace/name`, `node:NAME` or `ext:NAME`.
@@ -145,18 +137,7 @@ impl Stage {
     fn put(&mut self, pod: Pod) -> Result<Change> {
         let node = self.topology.nodes.get(&pod.node);
         let node = node.with_context(|| format!("pod {} is on an unknown node {}", pod.id, pod.node))?;
-        let own = if pod.host_network { &node.ips } else { &pod.ips };
-        let ports = pod.ports.iter().map(|port| {
-            Ok(NamedPort { name: port.name.clone(), protocol: protocol(&port.protocol)?, port: port.port })
-        });
-        let workload = Workload {
-            labels: pod.labels.clone(),
-            addresses: own.iter().copied().collect(),
-            ports: ports.collect::<Result<_>>()?,
-            presence: if pod.host_network { Presence::HostNetwork } else { Presence::Living },
-            // Each node's engine says which are its own.
-            local: false,
-        };
+        let workload = workload(&pod, node)?;
         let id = pod_id(&pod.id)?;
         self.pods.insert(pod.id.clone(), pod);
         Ok(Change::Workload(id, Some(workload)))

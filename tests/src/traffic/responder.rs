@@ -1,15 +1,18 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use super::PATIENCE;
 use crate::namespace::Namespace;
 
-/// How often the server looks whether it shall end.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often the server looks whether it shall end, in milliseconds.
+const LOOK: u8 = 20;
 /// How long an answer may take before there is none.
 const SILENCE: Duration = Duration::from_millis(1500);
 
@@ -37,7 +40,7 @@ impl Responder {
         let (listener, socket) =
             place.run(|| Ok::<_, io::Error>((TcpListener::bind(any)?, UdpSocket::bind(any)?)))?;
         listener.set_nonblocking(true)?;
-        socket.set_read_timeout(Some(LOOK))?;
+        socket.set_read_timeout(Some(Duration::from_millis(LOOK.into())))?;
         let stop = Arc::new(AtomicBool::new(false));
         let tcp = std::thread::spawn({
             let (stop, name) = (stop.clone(), name.to_owned());
@@ -65,7 +68,10 @@ fn serve_tcp(listener: &TcpListener, name: &str, stop: &AtomicBool) {
         match listener.accept() {
             // Who asks sees that there is no answer.
             Ok((stream, client)) => drop(answer(stream, name, client)),
-            Err(_) => std::thread::sleep(LOOK),
+            Err(_) => {
+                let mut waits = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+                let _ = poll(&mut waits, PollTimeout::from(LOOK));
+            }
         }
     }
 }

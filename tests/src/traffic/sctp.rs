@@ -51,15 +51,7 @@ impl SctpEnd {
     }
 
     fn send(&self, to: SocketAddr, tag: u32, chunk: &[u8]) -> io::Result<()> {
-        let mut packet = vec![0; Sctp::LEN];
-        packet.extend(chunk);
-        let odd = |error| io::Error::other(format!("a packet of ours: {error:?}"));
-        let (header, _) = Sctp::split_mut(&mut packet).map_err(odd)?;
-        header.set_source(self.own.port());
-        header.set_destination(to.port());
-        header.set_verification_tag(tag);
-        let checksum = Sctp::checksum_of(&packet).map_err(odd)?;
-        Sctp::split_mut(&mut packet).map_err(odd)?.0.set_checksum(checksum);
+        let packet = packet((self.own.port(), to.port()), tag, chunk)?;
         let length = u16::try_from(packet.len()).map_err(io::Error::other)?;
         let (kind, ip) = match (self.own.ip(), to.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -107,6 +99,76 @@ impl SctpEnd {
         let from = SocketAddr::new(from, header.source());
         (ours && whole).then(|| Heard { from, tag: header.verification_tag(), chunk: chunk.to_vec() })
     }
+}
+
+/// A whole packet from one port to another.
+pub(crate) fn packet((from, to): (u16, u16), tag: u32, chunk: &[u8]) -> io::Result<Vec<u8>> {
+    let mut packet = vec![0; Sctp::LEN];
+    packet.extend(chunk);
+    let odd = |error| io::Error::other(format!("a packet of ours: {error:?}"));
+    let (header, _) = Sctp::split_mut(&mut packet).map_err(odd)?;
+    header.set_source(from);
+    header.set_destination(to);
+    header.set_verification_tag(tag);
+    let checksum = Sctp::checksum_of(&packet).map_err(odd)?;
+    Sctp::split_mut(&mut packet).map_err(odd)?.0.set_checksum(checksum);
+    Ok(packet)
+}
+
+/// The chunk that begins an association, of an end that wants to be known by this tag.
+pub(crate) fn begins(tag: u32) -> Vec<u8> {
+    init(INIT, tag, &[])
+}
+
+/// The chunk that answers one that begins an association, by an end that wants to be known by this tag; none to any other.
+pub(crate) fn answer(chunk: &[u8], tag: u32) -> Option<(u32, Vec<u8>)> {
+    answer_with(chunk, tag, COOKIE)
+}
+
+/// The same with this cookie, whose length is a multiple of four.
+pub(crate) fn answer_with(chunk: &[u8], tag: u32, cookie: &[u8]) -> Option<(u32, Vec<u8>)> {
+    let theirs = chunk.get(4..8)?.try_into().ok()?;
+    let length = u16::try_from(cookie.len()).ok()? + 4;
+    let cookie = [&[0, 7][..], &length.to_be_bytes(), cookie].concat();
+    (chunk.first() == Some(&INIT)).then(|| (u32::from_be_bytes(theirs), init(INIT_ACK, tag, &cookie)))
+}
+
+/// The cookie in a chunk that answers one that begins an association: where it is the only parameter.
+pub(crate) fn cookie(chunk: &[u8]) -> Option<&[u8]> {
+    let (head, cookie) = chunk.get(20..)?.split_at_checked(4)?;
+    (is_answer(chunk) && head[..2] == [0, 7]).then_some(cookie)
+}
+
+/// The chunk that says that nobody is there (RFC 9260 §3.3.7), to one who was to be known by its tag.
+pub(crate) const ABORT: [u8; 4] = [6, 0, 0, 4];
+
+/// Whether a chunk ends an association, or its beginning.
+pub(crate) fn is_abort(chunk: &[u8]) -> bool {
+    chunk.first() == Some(&ABORT[0])
+}
+
+/// Whether a chunk begins an association.
+pub(crate) fn is_begin(chunk: &[u8]) -> bool {
+    chunk.first() == Some(&INIT)
+}
+
+/// A chunk of data (RFC 9260 §3.3.1), whole in itself.
+pub(crate) fn data(payload: &[u8]) -> io::Result<Vec<u8>> {
+    let length = u16::try_from(16 + payload.len()).map_err(io::Error::other)?;
+    let mut chunk = [&[0, 3][..], &length.to_be_bytes(), &[0, 0, 0, 1], &[0; 8], payload].concat();
+    chunk.resize(chunk.len().next_multiple_of(4), 0);
+    Ok(chunk)
+}
+
+/// What is in a chunk of data.
+pub(crate) fn payload(chunk: &[u8]) -> Option<&[u8]> {
+    let length = usize::from(u16::from_be_bytes(chunk.get(2..4)?.try_into().ok()?));
+    (chunk.first() == Some(&0)).then(|| chunk.get(16..length))?
+}
+
+/// Whether a chunk answers the one that begins an association.
+pub(crate) fn is_answer(chunk: &[u8]) -> bool {
+    chunk.first() == Some(&INIT_ACK)
 }
 
 /// Begins an association with whoever is behind an address; who the server saw. Both ends check tags and checksums.

@@ -75,8 +75,16 @@ fn a_pod_that_denies_new_keeps_what_it_has(matrix: &Matrix) -> anyhow::Result<()
     Ok(())
 }
 
-fn nothing_new_passes_while_anything_restarts(matrix: &Matrix) -> anyhow::Result<()> {
+/// What can be killed on n1, and in which orders.
+pub(super) fn orders(lab: &Lab) -> anyhow::Result<&'static [&'static [Role]]> {
     use Role::{Agent, Fastpath};
+    Ok(match lab.process("n1", Fastpath)? {
+        Some(_) => &[&[Fastpath], &[Agent], &[Fastpath, Agent], &[Agent, Fastpath]],
+        None => &[&[Agent]],
+    })
+}
+
+fn nothing_new_passes_while_anything_restarts(matrix: &Matrix) -> anyhow::Result<()> {
     let lab = matrix.lab(|_| {})?;
     let (a, c) = (lab.add_pod("n1", "a")?, lab.add_pod("n2", "c")?);
     // One whose next data segment comes from the far side, one from the near side, and a flow of datagrams.
@@ -84,10 +92,7 @@ fn nothing_new_passes_while_anything_restarts(matrix: &Matrix) -> anyhow::Result
     let pull = Flow::start(a.namespace(), c.namespace(), c.address(Family::V6))?;
     let talk = Talk::start(&a, &c)?;
     deny_new(&lab, &a, &c, true)?;
-    let has_fast = lab.process("n1", Fastpath)?.is_some();
-    let orders: &[&[Role]] =
-        if has_fast { &[&[Fastpath], &[Agent], &[Fastpath, Agent], &[Agent, Fastpath]] } else { &[&[Agent]] };
-    for order in orders {
+    for order in orders(&lab)? {
         order.iter().try_for_each(|role| lab.kill("n1", *role))?;
         let knocking = Knocking::start(&c, &a)?;
         order.iter().try_for_each(|role| lab.start("n1", *role))?;
@@ -103,10 +108,10 @@ fn nothing_new_passes_while_anything_restarts(matrix: &Matrix) -> anyhow::Result
 }
 
 /// Datagrams between two sockets that know each other.
-struct Talk(UdpSocket, UdpSocket, SocketAddr);
+pub(super) struct Talk(UdpSocket, UdpSocket, SocketAddr);
 
 impl Talk {
-    fn start(from: &Pod, to: &Pod) -> anyhow::Result<Self> {
+    pub(super) fn start(from: &Pod, to: &Pod) -> anyhow::Result<Self> {
         let talk = Self::open(from, to)?;
         ensure!(talk.is_answered(), "datagrams are not answered at first");
         Ok(talk)
@@ -123,7 +128,7 @@ impl Talk {
         Ok(Self(asker, answerer, target))
     }
 
-    fn is_answered(&self) -> bool {
+    pub(super) fn is_answered(&self) -> bool {
         let Self(asker, answerer, target) = self;
         let mut bytes = [0; 8];
         asker.send_to(b"question", target).is_ok()
@@ -133,13 +138,13 @@ impl Talk {
 }
 
 /// Somebody who tries to get in, over and over.
-struct Knocking {
+pub(super) struct Knocking {
     stop: std::sync::mpsc::Sender<()>,
     thread: std::thread::JoinHandle<usize>,
 }
 
 impl Knocking {
-    fn start(from: &Pod, to: &Pod) -> anyhow::Result<Self> {
+    pub(super) fn start(from: &Pod, to: &Pod) -> anyhow::Result<Self> {
         let (sender, socket) = (
             from.run(|| UdpSocket::bind(SocketAddr::new(from.address(Family::V4), 0)))?,
             to.run(|| UdpSocket::bind(SocketAddr::new(to.address(Family::V4), 0)))?,
@@ -162,7 +167,7 @@ impl Knocking {
         Ok(Self { stop, thread: std::thread::spawn(knock) })
     }
 
-    fn finish(self) -> anyhow::Result<usize> {
+    pub(super) fn finish(self) -> anyhow::Result<usize> {
         let _ = self.stop.send(());
         self.thread.join().map_err(|_| anyhow::anyhow!("who knocked has died"))
     }
@@ -176,7 +181,7 @@ fn a_segment_outside_of_its_window_reaches_nobody(matrix: &Matrix) -> anyhow::Re
     // The kernel lets a segment from before the window through, which its receiver answers and forgets; of these two, half of all
     // numbers apart, one lies ahead.
     let ends = (client.local_addr()?, server.local_addr()?);
-    let wild = [0x1000_0000, 0x9000_0000].map(|sequence| segment(&a, ends, sequence, 0x6000_0000));
+    let wild = [0x1000_0000, 0x9000_0000].map(|sequence| segment(&a, ends, sequence, 0x6000_0000, false));
     let wild = wild.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     let invalid = |node: &Node| node.drops(DropReason::InvalidConnection);
     let before = invalid(&n1)?;
@@ -200,12 +205,13 @@ fn connect(from: &Pod, to: &Pod) -> anyhow::Result<(TcpStream, TcpStream)> {
     Ok((client, server))
 }
 
-/// A segment of a connection with numbers far away from everything that was sent.
-fn segment(
+/// A segment of a connection with numbers far away from everything that was sent, or a reset of it.
+pub(super) fn segment(
     from: &Pod,
     ends: (SocketAddr, SocketAddr),
     sequence: u32,
     acknowledgment: u32,
+    reset: bool,
 ) -> anyhow::Result<Vec<u8>> {
     let (IpAddr::V4(source), IpAddr::V4(destination)) = (ends.0.ip(), ends.1.ip()) else {
         anyhow::bail!("{ends:?} are not IPv4");
@@ -215,6 +221,7 @@ fn segment(
         .ipv4(source.octets(), destination.octets(), 64)
         .tcp(ends.0.port(), ends.1.port(), sequence, 1000)
         .ack(acknowledgment);
+    let builder = if reset { builder.rst() } else { builder };
     let mut bytes = Vec::new();
     builder.write(&mut bytes, b"wild")?;
     Ok(bytes)

@@ -4,7 +4,7 @@ mod fragments;
 mod inward;
 mod narrow;
 mod outward;
-mod packets;
+pub mod packets;
 
 use super::stage::{Matrix, Story};
 
@@ -24,12 +24,12 @@ pub const STORIES: &[(&str, Story)] = &[
 /// The network identifier that these labs are configured with.
 const VNI: u32 = 4096;
 /// The tunnel's header with that identifier, as it is sent.
-const HEADER: [u8; 8] = [8, 0, 0, 0, 0, 0x10, 0, 0];
+pub const HEADER: [u8; 8] = [8, 0, 0, 0, 0, 0x10, 0, 0];
 /// The port of the tunnel.
 const TUNNEL: u16 = 4789;
 
 /// What every agent is told of it.
-fn configured() -> Vec<String> {
+pub fn configured() -> Vec<String> {
     vec![format!("vni: {VNI}")]
 }
 

@@ -1,17 +1,20 @@
 //! One real fast path of one worker, to which the bench plays the agent.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use causeway_model::fastpath::{Answer, Device, Hello, Memory, Order, Outcome, PortName, Tally, Task};
-use causeway_model::{MacAddr, Snapshot};
+use causeway_model::{Delta, MacAddr, Snapshot};
 use causeway_socket::{Channel, Listener};
 use causeway_tests::lab::Binaries;
 
+use super::flows::Flows;
 use super::scratch::{Background, Scratch};
+use super::undo::Undo;
 
 /// How long its memory and its hello may take.
 const START: Duration = Duration::from_secs(10);
@@ -26,29 +29,56 @@ pub struct FastPath {
     channel: Channel,
     number: u64,
     epoch: u64,
-    _process: Background,
+    process: Background,
+    _undo: Undo,
+}
+
+/// How it is started.
+#[derive(Clone, Copy, Default)]
+pub struct Options<'a> {
+    /// MiB of hugepages; none: slow memory, where no packet is carried.
+    pub mib: u64,
+    /// How many connections it remembers.
+    pub connections: u32,
+    /// A source that it brings along.
+    pub flows: Option<&'a Flows>,
 }
 
 impl FastPath {
-    /// Starts it with so many MiB of hugepages and tells it a state.
-    pub fn start(scratch: &Scratch, mib: u64, snapshot: Snapshot) -> Result<Self> {
+    /// Starts it and tells it a state.
+    pub fn start(scratch: &Scratch, options: Options<'_>, snapshot: Snapshot) -> Result<Self> {
         let socket = scratch.file("fastpath.sock");
         let listener = Listener::bind(&socket)?;
         let mut command = Command::new(Binaries::find()?.get("causeway-fastpath")?);
-        command.arg("--agent").arg(&socket).args(["--memory", "hugepages", "--memory-mib", &mib.to_string()]);
+        let (mib, most) = (options.mib.to_string(), options.connections.to_string());
+        let memory = if options.mib > 0 { Memory::Hugepages } else { Memory::Slow };
+        command.arg("--agent").arg(&socket);
+        match memory {
+            Memory::Hugepages => command.args(["--memory", "hugepages", "--memory-mib", &mib]),
+            Memory::Slow => command.args(["--memory", "slow"]),
+        };
         command.args(["--workers", "1", "--cpus", CPU, "--log", "warn"]);
-        command.arg("--connections").arg(scratch.file("connections")).args(["--max-connections", "0"]);
+        // In memory, as /run is on most machines.
+        let table = PathBuf::from(format!("/dev/shm/causeway-bench-{}-connections", std::process::id()));
+        command.arg("--connections").arg(&table).args(["--max-connections", &most]);
+        if let Some(flows) = options.flows {
+            flows.preload(&mut command);
+        }
+        let undo = Undo::with(move || {
+            let clients = table.with_extension("clients");
+            [table, clients].iter().for_each(|file| drop(std::fs::remove_file(file)));
+        });
         let process = Background::start(&mut command, &scratch.file("fastpath.log"))?;
         let (sender, connections) = mpsc::channel();
         // A thread, since waiting for a connection has no end of its own; that of the bench is its end.
         std::thread::spawn(move || drop(sender.send(listener.accept())));
         let channel = process.until("the fast path connects", START, || connections.try_recv().ok())??;
-        let mut this = Self { channel, number: 0, epoch: 0, _process: process };
+        let mut this = Self { channel, number: 0, epoch: 0, process, _undo: undo };
         let (hello, _) = this.channel.receive::<Hello>(Some(START))?;
         if let Some(why) = hello.unable {
             bail!("the fast path cannot run: {why}");
         }
-        ensure!(hello.memory == Memory::Hugepages && hello.workers == 1, "the fast path runs otherwise");
+        ensure!(hello.memory == memory && hello.workers == 1, "the fast path runs otherwise");
         this.tell(snapshot)?;
         Ok(this)
     }
@@ -57,6 +87,17 @@ impl FastPath {
     pub fn tell(&mut self, snapshot: Snapshot) -> Result<()> {
         self.epoch += 1;
         self.order(Task::Snapshot { epoch: self.epoch, snapshot: Box::new(snapshot) })
+    }
+
+    /// Tells it what has changed.
+    pub fn change(&mut self, deltas: Vec<Delta>) -> Result<()> {
+        self.epoch += 1;
+        self.order(Task::Deltas { epoch: self.epoch, deltas })
+    }
+
+    /// The memory that it holds, in MiB.
+    pub fn resident(&self) -> Result<f64> {
+        self.process.resident()
     }
 
     /// Tells it where tunnel frames go.

@@ -71,6 +71,8 @@ pub enum Target {
     ShareOfPeer(f64, &'static str),
     /// At most so much.
     AtMost(f64),
+    /// At least so much.
+    AtLeast(f64),
 }
 
 impl Target {
@@ -89,6 +91,9 @@ impl Target {
             }
             Target::AtMost(most) => {
                 (format!("{}", record.value), record.value <= most, format!("≤ {most} {}", record.unit))
+            }
+            Target::AtLeast(least) => {
+                (format!("{}", record.value), record.value >= least, format!("≥ {least} {}", record.unit))
             }
         };
         format!("{has}: {} ({wanted})", if is_met { "met" } else { "MISSED" })

@@ -21,6 +21,17 @@ const SPAN: Duration = Duration::from_secs(3);
 /// Its memory in MiB: buffers for every frame of the largest file.
 pub const MIB: u64 = 1024;
 
+/// The rule for what is new.
+const NEW: &str = "table=1,priority=9,ip,udp,tp_dst=80,ct_state=+trk+new";
+
+/// The ports of the bridge that packets come in by and go out by.
+fn way(direction: Direction) -> (&'static str, &'static str) {
+    match direction {
+        Direction::Encap => ("pod", "vx"),
+        Direction::Decap => ("vx", "pod"),
+    }
+}
+
 /// A switch between a pod's port and a tunnel.
 pub struct Ovs {
     directory: PathBuf,
@@ -31,11 +42,20 @@ pub struct Ovs {
 }
 
 impl Ovs {
-    /// Millions of packets in a second that one core of it carries.
-    pub fn measure(scratch: &Scratch, scene: &Scene, direction: Direction, pcap: &Path) -> Result<f64> {
+    /// Millions of packets in a second that one core of it carries, with connections or without.
+    pub fn measure(
+        scratch: &Scratch,
+        scene: &Scene,
+        direction: Direction,
+        tracked: bool,
+        pcap: &Path,
+    ) -> Result<f64> {
         let this = Self::start(scratch)?;
-        this.configure(scene, direction, pcap)?;
+        this.configure(scene, direction, tracked, pcap)?;
         std::thread::sleep(WARM);
+        if tracked {
+            this.only_look_up(direction)?;
+        }
         let way_out = match direction {
             Direction::Encap => ("br-phy", "up"),
             Direction::Decap => ("br-int", "pod"),
@@ -80,7 +100,7 @@ impl Ovs {
         Ok(Self { directory, _switch: switch, _database: database, place })
     }
 
-    fn configure(&self, scene: &Scene, direction: Direction, pcap: &Path) -> Result<()> {
+    fn configure(&self, scene: &Scene, direction: Direction, tracked: bool, pcap: &Path) -> Result<()> {
         let (here, there) = (Scene::tunnel_address(&scene.here)?, Scene::tunnel_address(&scene.there)?);
         let source = format!("options:dpdk-devargs=eth_pcap0,rx_pcap={},infinite_rx=1", pcap.display());
         let sink = "options:dpdk-devargs=eth_null0,no-rx=1".to_owned();
@@ -105,11 +125,32 @@ impl Ovs {
         self.vsctl(&format!("add-port br-int pod -- set interface pod type=dpdk {pod}"))?;
         self.vsctl(&format!("add-port br-phy up -- set interface up type=dpdk {up}"))?;
         self.flows("br-phy", &["in_port=LOCAL,actions=output:up", "in_port=up,actions=LOCAL"])?;
-        match direction {
-            Direction::Encap => self.flows("br-int", &["in_port=pod,actions=output:vx"])?,
-            Direction::Decap => self.flows("br-int", &["in_port=vx,actions=output:pod"])?,
+        let (way_in, way_out) = way(direction);
+        if tracked {
+            self.flows(
+                "br-int",
+                &[
+                    &format!(
+                        "table=0,priority=10,in_port={way_in},ip,ct_state=-trk,actions=ct(table=1,zone=1)"
+                    ),
+                    &format!("table=1,priority=10,ip,ct_state=+trk+est,actions=output:{way_out}"),
+                    &format!("{NEW},actions=ct(commit,zone=1),output:{way_out}"),
+                ],
+            )?;
+        } else {
+            self.flows("br-int", &[&format!("in_port={way_in},actions=output:{way_out}")])?;
         }
         self.ask(&format!("tnl/arp/set br-phy {there} {}", Scene::peer_mac()))?;
+        Ok(())
+    }
+
+    /// Datagrams that nobody answers stay new: once all flows are known nothing is committed any more, so that the look-up alone
+    /// is measured.
+    fn only_look_up(&self, direction: Direction) -> Result<()> {
+        let rule = format!("--strict br-int {NEW},actions=output:{}", way(direction).1);
+        let bridge = format!("unix:{}", self.directory.join("br-int.mgmt").display());
+        command::run(&format!("timeout 20 ovs-ofctl mod-flows {}", rule.replace("br-int", &bridge)))?;
+        std::thread::sleep(WARM);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use causeway_model::{DropReason, Snapshot};
 use causeway_tests::capture::Recording;
 
 use super::chart;
-use super::fastpath::FastPath;
+use super::fastpath::{FastPath, Options};
 use super::finding::{Finding, OURS, Record, Target};
 use super::hugepages::Hugepages;
 use super::ovs::{self, Ovs};
@@ -19,15 +19,17 @@ use super::samples::{Contender, Samples, interleave};
 use super::scene::{Direction, Scene};
 use super::scratch::Scratch;
 use super::undo::Undo;
-use super::{testpmd, tsc};
+use super::{connections, rules, testpmd, tsc};
 
-const OVS: &str = "ovs-dpdk";
-const TESTPMD: &str = "testpmd-mac";
+/// The name of one peer in records.
+pub const OVS: &str = "ovs-dpdk";
+/// And of another.
+pub const TESTPMD: &str = "testpmd-mac";
 const FLOWS: [u32; 4] = [64, 1024, 8192, 65_536];
 /// The number of flows that targets are for.
 const OF_TARGETS: u32 = 1024;
 /// Memory of the fast path in MiB: buffers for every frame of the largest file.
-const MIB: u64 = 512;
+pub const MIB: u64 = 512;
 /// Until caches are warm.
 const WARM: Duration = Duration::from_millis(500);
 const SPAN: Duration = Duration::from_secs(3);
@@ -47,6 +49,8 @@ pub fn run(picture: &Path) -> Result<Vec<Finding>> {
     }
     let (mut findings, ticks) = (Vec::new(), tsc::rate());
     eprintln!("  the time stamp counter runs at {:.1} MHz", ticks / 1e6);
+    let tracked = connections::run(&scratch, &scene, ticks)?;
+    let ruled = rules::run(&scratch, &scene, ticks)?;
     for flows in FLOWS {
         for direction in [Direction::Encap, Direction::Decap] {
             let file = scratch.file("in.pcap");
@@ -54,35 +58,60 @@ pub fn run(picture: &Path) -> Result<Vec<Finding>> {
             let rates = interleave(
                 &format!("{}, {flows} flows, Mpps", direction.word()),
                 &mut [
-                    Contender::new(OURS, || measure(&scratch, &scene, direction, &file)),
-                    Contender::new(OVS, || Ovs::measure(&scratch, &scene, direction, &file)),
+                    Contender::new(OURS, || measure(&scratch, &scene, direction, 0, &file)),
+                    Contender::new(OVS, || Ovs::measure(&scratch, &scene, direction, false, &file)),
                     Contender::new(TESTPMD, || testpmd::measure(&file, flows)),
                 ],
             )?;
-            findings.extend(findings_of(direction, flows, &rates, ticks));
+            let targets = match direction {
+                _ if flows != OF_TARGETS => Vec::new(),
+                Direction::Encap => vec![Target::TimesPeer(2.0, OVS), Target::TimesPeer(0.6, TESTPMD)],
+                Direction::Decap => vec![Target::TimesPeer(3.5, OVS), Target::TimesPeer(0.5, TESTPMD)],
+            };
+            findings.extend(findings_of(&Case::plain(direction, flows, false), &rates, targets, ticks));
         }
     }
     chart::draw(picture, &findings)?;
+    findings.extend(tracked.into_iter().chain(ruled));
     Ok(findings)
 }
 
-fn findings_of(
-    direction: Direction,
-    flows: u32,
+/// What is carried.
+pub struct Case {
+    /// Which way.
+    pub direction: Direction,
+    /// Of so many flows.
+    pub flows: u32,
+    /// Whether connections are followed.
+    pub tracked: bool,
+    /// Rules of the pod in each direction, if they are what is counted.
+    pub rules: u32,
+    /// Policies of the pod, if they are.
+    pub policies: u32,
+}
+
+impl Case {
+    /// A case without rules.
+    pub fn plain(direction: Direction, flows: u32, tracked: bool) -> Self {
+        Self { direction, flows, tracked, rules: 0, policies: 0 }
+    }
+}
+
+/// What the rates of one case say.
+pub fn findings_of(
+    case: &Case,
     rates: &BTreeMap<&'static str, Samples>,
+    targets: Vec<Target>,
     ticks: f64,
 ) -> [Finding; 2] {
+    let policies = (case.policies > 0).then_some(("policies", case.policies.into()));
+    let rules = ("rules", case.rules.into());
     let case = vec![
-        ("direction", direction.word().into()),
-        ("flows", flows.into()),
-        ("conntrack", false.into()),
-        ("rules", 0.into()),
+        ("direction", case.direction.word().into()),
+        ("flows", case.flows.into()),
+        ("conntrack", case.tracked.into()),
+        policies.unwrap_or(rules),
     ];
-    let targets = match direction {
-        _ if flows != OF_TARGETS => Vec::new(),
-        Direction::Encap => vec![Target::TimesPeer(2.0, OVS), Target::TimesPeer(0.6, TESTPMD)],
-        Direction::Decap => vec![Target::TimesPeer(3.5, OVS), Target::TimesPeer(0.5, TESTPMD)],
-    };
     let cycles = rates.iter().map(|(name, rates)| (*name, rates.map(|rate| ticks / (rate * 1e6)))).collect();
     let record = |metric, samples| Record::new("pipeline", case.clone(), metric, samples);
     [
@@ -92,7 +121,7 @@ fn findings_of(
 }
 
 /// The ports of one direction: where frames come in and where they go out.
-fn ports(direction: Direction) -> (PortName, PortName) {
+pub fn ports(direction: Direction) -> (PortName, PortName) {
     let (pod, uplink) = (PortName::Endpoint(Scene::key()), PortName::Uplink);
     match direction {
         Direction::Encap => (pod, uplink),
@@ -101,7 +130,7 @@ fn ports(direction: Direction) -> (PortName, PortName) {
 }
 
 /// What came in and what went out so far, and what was dropped in between.
-fn passed(direction: Direction, tally: &Tally) -> (u64, u64, BTreeMap<DropReason, u64>) {
+pub fn passed(direction: Direction, tally: &Tally) -> (u64, u64, BTreeMap<DropReason, u64>) {
     let pod = tally.endpoints.iter().find(|(key, _)| *key == Scene::key());
     let (from, to) = pod.map_or((0, 0), |(_, pod)| (pod.from_pod.packets, pod.to_pod.packets));
     let drops = tally.drops.iter().map(|line| (line.reason, line.count.packets)).collect();
@@ -111,18 +140,31 @@ fn passed(direction: Direction, tally: &Tally) -> (u64, u64, BTreeMap<DropReason
     }
 }
 
-fn start(scratch: &Scratch, scene: &Scene) -> Result<FastPath> {
-    let mut fast = FastPath::start(scratch, MIB, scene.snapshot()?)?;
+/// A fast path that knows the scene and where its tunnel frames go.
+pub fn start(scratch: &Scratch, scene: &Scene, options: Options<'_>) -> Result<FastPath> {
+    let mut fast = FastPath::start(scratch, options, scene.snapshot()?)?;
     fast.next_hop(Scene::tunnel_address(&scene.there)?.into(), Scene::peer_mac())?;
     Ok(fast)
 }
 
-/// Millions of packets in a second that one worker carries, with the proof that it carried them.
-fn measure(scratch: &Scratch, scene: &Scene, direction: Direction, file: &Path) -> Result<f64> {
-    let mut fast = start(scratch, scene)?;
+/// Millions of packets in a second that one worker carries, remembering so many connections, with the proof that it carried them.
+pub fn measure(
+    scratch: &Scratch,
+    scene: &Scene,
+    direction: Direction,
+    connections: u32,
+    file: &Path,
+) -> Result<f64> {
+    let options = Options { mib: MIB, connections, flows: None };
+    let source = format!("net_pcap0,rx_pcap={},infinite_rx=1", file.display());
+    measure_from(&source, start(scratch, scene, options)?, scene, direction)
+}
+
+/// The same from a device.
+pub fn measure_from(source: &str, mut fast: FastPath, scene: &Scene, direction: Direction) -> Result<f64> {
     let (way_in, way_out) = ports(direction);
     fast.plug(way_out, "net_null0,no-rx=1")?;
-    fast.plug(way_in.clone(), &format!("net_pcap0,rx_pcap={},infinite_rx=1", file.display()))?;
+    fast.plug(way_in.clone(), source)?;
     std::thread::sleep(WARM);
     let (began, before) = (Instant::now(), fast.count()?);
     std::thread::sleep(SPAN);
@@ -171,7 +213,8 @@ fn prove(scratch: &Scratch, scene: &Scene, direction: Direction) -> Result<()> {
     let (frames, strangers) = SAMPLE;
     let (input, output) = (scratch.file("sample.pcap"), scratch.file("output.pcap"));
     scene.write_sample(direction, frames, strangers, &input)?;
-    let mut fast = start(scratch, scene)?;
+    let options = Options { mib: MIB, ..Options::default() };
+    let mut fast = start(scratch, scene, options)?;
     let (way_in, way_out) = ports(direction);
     fast.plug(way_out.clone(), &format!("net_pcap1,tx_pcap={}", output.display()))?;
     fast.plug(way_in, &format!("net_pcap0,rx_pcap={}", input.display()))?;

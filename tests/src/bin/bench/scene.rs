@@ -8,17 +8,23 @@ use std::path::Path as FilePath;
 
 use anyhow::{Context, Result};
 use causeway_model::{
-    DEFAULT_VNI, DropReason, Endpoint, EndpointKey, Family, GATEWAY_MAC, Identity, MacAddr, Node, Overlay,
-    Path, PortKind, Settings, Snapshot, TunnelOwner, UplinkKind, VXLAN_PORT, Vni,
+    DEFAULT_VNI, DropReason, Endpoint, EndpointKey, Family, GATEWAY_MAC, Identity, MacAddr, NameServer, Node,
+    Overlay, Path, PortKind, Settings, Snapshot, TunnelOwner, UplinkKind, VXLAN_PORT, Vni,
 };
 use causeway_tests::lab::{NodePlan, Underlay};
 use causeway_tests::pcap::PcapWriter;
 use etherparse::{Ethernet2Header, IpNumber, Ipv4Header, UdpHeader};
+use serde_json::Value;
+
+use super::rules::{self, Ruled};
 
 /// Octets of payload that make the inner frame one of the smallest that Ethernet carries, less its checksum.
 const PAYLOAD: [u8; 18] = [b'x'; 18];
 /// Flows before the next address comes.
 const PORTS: u32 = 60_000;
+const REMOTES: u32 = 200;
+/// What all flows are for.
+pub const PORT: u16 = 80;
 
 /// Which way packets go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +46,7 @@ impl Direction {
 }
 
 /// Who is there.
+#[derive(Clone)]
 pub struct Scene {
     /// The node that is measured.
     pub here: Node,
@@ -49,6 +56,8 @@ pub struct Scene {
     pub pod: Ipv4Addr,
     pod_mac: MacAddr,
     vni: Vni,
+    /// What the pod may do; everything where there is no policy.
+    ruled: Option<Ruled>,
 }
 
 impl Scene {
@@ -57,7 +66,19 @@ impl Scene {
         let node = |number| NodePlan::new(number, 1, Underlay::Both).map(|plan| plan.node);
         let pod_mac = MacAddr([0x02, 0, 0, 0, 0x01, 0x0a]);
         let vni = Vni::try_from(DEFAULT_VNI).context("the network identifier")?;
-        Ok(Self { here: node(1)?, there: node(2)?, pod: Ipv4Addr::new(10, 70, 1, 10), pod_mac, vni })
+        Ok(Self {
+            here: node(1)?,
+            there: node(2)?,
+            pod: Ipv4Addr::new(10, 70, 1, 10),
+            pod_mac,
+            vni,
+            ruled: None,
+        })
+    }
+
+    /// The same with these policies.
+    pub fn ruled_by(&self, policies: &[Value]) -> Result<Self> {
+        Ok(Self { ruled: Some(rules::compile(self, policies)?), ..self.clone() })
     }
 
     /// Where a node's tunnel ends.
@@ -88,9 +109,19 @@ impl Scene {
             uplink: UplinkKind::Ethdev,
             pod_mtu: 1450,
             connections: Default::default(),
+            host_services: Default::default(),
+            masquerade: None,
+            names: NameServer::default(),
         };
         let mut snapshot = Snapshot::new(settings);
         snapshot.peers.insert(self.there.id.clone(), self.there.clone());
+        let (identity, policy) = match &self.ruled {
+            Some(Ruled { identity, tables, book }) => {
+                snapshot.policy = book.clone();
+                (*identity, tables.clone())
+            }
+            None => (Identity(Identity::FIRST_INTERNED), Default::default()),
+        };
         let endpoint = Endpoint {
             key: Self::key(),
             pod: None,
@@ -99,13 +130,14 @@ impl Scene {
             mtu: 1450,
             routes: None,
             labels: BTreeMap::new(),
-            identity: Identity(Identity::FIRST_INTERNED),
+            identity,
             path: Path::Fast,
             path_reason: "it is measured".into(),
             port: PortKind::Tap,
             port_mappings: Vec::new(),
             bandwidth: Default::default(),
             deny_new: false,
+            policy,
         };
         snapshot.endpoints.insert(endpoint.key.clone(), endpoint);
         Ok(snapshot)
@@ -138,24 +170,40 @@ impl Scene {
         Ok(())
     }
 
+    /// One frame as it comes in, without the inner checksum that would be another one for each flow.
+    pub fn frame(&self, direction: Direction) -> Result<Vec<u8>> {
+        let mut frame = match direction {
+            Direction::Encap => self.pod_frame(0, false),
+            Direction::Decap => self.tunnel_frame(0, false),
+        }?;
+        let checksum = frame.len() - PAYLOAD.len() - 2;
+        frame[checksum..checksum + 2].fill(0);
+        Ok(frame)
+    }
+
+    /// The remote pods.
+    pub fn remotes() -> impl Iterator<Item = Ipv4Addr> {
+        (0..REMOTES).map(|pod| Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 70, 2, 10)) + pod))
+    }
+
     /// The remote pod of a flow and the port of its source.
     fn remote(flow: u32) -> (Ipv4Addr, u16) {
-        let pod = (flow / PORTS * 7 + flow / 200) % 200 + 10;
-        (Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 70, 2, 0)) + pod), (1024 + flow % PORTS) as u16)
+        let pod = (flow / PORTS * 7 + flow / 200) % REMOTES;
+        (Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 70, 2, 10)) + pod), (1024 + flow % PORTS) as u16)
     }
 
     /// What a pod sends; a stranger is a pod that uses an address of another one.
     fn pod_frame(&self, flow: u32, stranger: bool) -> Result<Vec<u8>> {
         let (remote, port) = Self::remote(flow);
         let source = if stranger { remote } else { self.pod };
-        Ok(datagram((self.pod_mac, GATEWAY_MAC), (source, remote), (port, 80), &PAYLOAD, true)?)
+        Ok(datagram((self.pod_mac, GATEWAY_MAC), (source, remote), (port, PORT), &PAYLOAD, true)?)
     }
 
     /// What the other node sends; a stranger is another network's.
     fn tunnel_frame(&self, flow: u32, stranger: bool) -> Result<Vec<u8>> {
         let (remote, port) = Self::remote(flow);
         let macs = (self.there.vtep_mac, self.here.vtep_mac);
-        let inner = datagram(macs, (remote, self.pod), (port, 80), &PAYLOAD, true)?;
+        let inner = datagram(macs, (remote, self.pod), (port, PORT), &PAYLOAD, true)?;
         let vni = u32::from(self.vni) ^ u32::from(stranger);
         let header = [0x0800_0000_u32.to_be_bytes(), (vni << 8).to_be_bytes()].concat();
         let macs = (Self::peer_mac(), Self::uplink_mac());

@@ -62,6 +62,11 @@ impl Background {
         Ok(Self { process, log: log.to_owned(), _undo: undo })
     }
 
+    /// The memory that it holds, in MiB.
+    pub fn resident(&self) -> Result<f64> {
+        resident(self.process.pid)
+    }
+
     /// Waits until something about it is as it should be.
     pub fn until<T>(&self, what: &str, patience: Duration, look: impl Fn() -> Option<T>) -> Result<T> {
         let deadline = Instant::now() + patience;
@@ -76,6 +81,14 @@ impl Background {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// The memory that a process holds, in MiB.
+pub fn resident(pid: i32) -> Result<f64> {
+    let path = format!("/proc/{pid}/statm");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<f64>().ok());
+    Ok(pages.with_context(|| format!("no resident pages in {path}"))? * 4096.0 / f64::from(1 << 20))
 }
 
 /// A network namespace that goes with this value.

@@ -18,11 +18,10 @@ pub struct Stand {
 }
 
 impl Stand {
-    /// Makes one; an earlier one of this name goes.
+    /// Makes one; an earlier one of this name goes. Hugepages are reserved for fast paths that shall have them.
     pub fn up(name: &'static str, datapath: Datapath, change: impl FnOnce(&mut LabSpec)) -> Result<Self> {
         let doing = || format!("lab {name}");
         lab::remove(name).with_context(doing)?;
-        let pages = (datapath != Datapath::Kernel).then(|| Hugepages::reserve(MIB)).transpose()?;
         let undo = Undo::with(move || {
             if let Err(error) = lab::remove(name) {
                 eprintln!("taking down lab {name}: {error}");
@@ -31,6 +30,8 @@ impl Stand {
         let fastpath = vec!["--memory".into(), "hugepages".into()];
         let mut spec = LabSpec { datapath, fastpath, ..LabSpec::named(name) };
         change(&mut spec);
+        let huge = datapath != Datapath::Kernel && spec.fastpath.iter().any(|word| word == "hugepages");
+        let pages = huge.then(|| Hugepages::reserve(MIB)).transpose()?;
         Ok(Self { lab: Lab::up(spec).with_context(doing)?, _undo: undo, _pages: pages })
     }
 

@@ -15,13 +15,15 @@ pub fn rate() -> f64 {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn now() -> u64 {
+/// The counter.
+pub fn now() -> u64 {
     // SAFETY: reads a register that every processor of this architecture has.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 #[cfg(target_arch = "aarch64")]
-fn now() -> u64 {
+/// The counter.
+pub fn now() -> u64 {
     let ticks: u64;
     // SAFETY: reads a register that the kernel lets every program read.
     unsafe { core::arch::asm!("mrs {}, cntvct_el0", out(reg) ticks, options(nomem, nostack)) };

@@ -122,6 +122,14 @@ fn whole(scene: &Scene, packet: &[u8]) -> anyhow::Result<Vec<u8>> {
 fn learned(scene: &Scene, family: Family, overhead: usize) -> anyhow::Result<()> {
     let says = told(scene, &long(scene, family, 1400), PATIENCE)?;
     ensure!(says == Some(NARROW), "the pod is told {says:?}");
+    let shown = || -> anyhow::Result<Vec<u16>> {
+        Ok(scene.node.status()?.peers.iter().filter_map(|peer| peer.path_mtu).collect())
+    };
+    ensure!(
+        within(PATIENCE, || shown().is_ok_and(|shown| shown == [NARROW as u16])),
+        "status shows {:?}",
+        shown()?
+    );
     let seen = scene.sends(&long(scene, family, NARROW), 1)?;
     ensure!(seen.len() == 1 && seen[0].len == NARROW + overhead, "what just fits: {} frames", seen.len());
     if family == Family::V4 {
