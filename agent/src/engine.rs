@@ -201,11 +201,11 @@ impl Engine {
     /// Takes up news of the world, or that there is none to be had.
     pub(crate) fn hear(&self, news: Result<Arc<World>, String>) {
         // A look takes as long as there are links, and waits for whoever changes one; the mender is woken by what changes.
-        let seen = {
+        let known = {
             let core = self.lock();
-            core.seen.clone().filter(|seen| core.waiting.is_none() && seen.links.is_ok())
+            core.waiting.is_none() && core.seen.as_ref().is_some_and(|seen| seen.links.is_ok())
         };
-        let surroundings = seen.unwrap_or_else(|| self.look_around());
+        let looked = (!known).then(|| self.look_around());
         let mut core = self.lock();
         match news {
             Ok(world) => {
@@ -225,7 +225,7 @@ impl Engine {
             }
             Err(trouble) => core.note("reading the source", Err(trouble)),
         }
-        core.settle(surroundings);
+        core.settle(looked);
         core.tell_policies();
         core.tell_mesh();
         self.tell_health(&core);
@@ -234,11 +234,11 @@ impl Engine {
 
     /// Looks whether everything is as it should be, and makes it so.
     pub(crate) fn mend(&self) {
-        let surroundings = self.look_around();
+        let looked = self.look_around();
         let survey = {
             let mut core = self.lock();
             core.replay_tombstones();
-            core.settle(surroundings);
+            core.settle(Some(looked));
             self.tell_health(&core);
             // From a container with processes of its own, an empty namespace would look like an abandoned one.
             if self.sees_runtime.load(Relaxed) {
@@ -302,9 +302,10 @@ impl Engine {
 }
 
 impl Core {
-    /// Works out the desired state and tells the drivers what is new in it.
-    fn settle(&mut self, surroundings: Surroundings) {
-        let Surroundings { links, kube_proxy } = self.seen.insert(surroundings).clone();
+    /// Works out the desired state, of what was just looked at or else of what was seen last, and tells the drivers what is new in it.
+    fn settle(&mut self, looked: Option<Surroundings>) {
+        self.seen = looked.or_else(|| self.seen.take());
+        let Some(Surroundings { links, kube_proxy }) = self.seen.clone() else { return };
         let Some(world) = self.world.clone() else { return };
         self.note("looking for kube-proxy", kube_proxy.as_ref().map(|_| ()).map_err(Clone::clone));
         // What was found last holds for as long as nothing can be told.
