@@ -154,6 +154,23 @@ fn a_syn_that_nobody_answered_goes_to_another_backend_when_its_own_has_gone() {
 }
 
 #[test]
+fn a_port_that_once_asked_a_backend_asks_another_when_that_has_gone() {
+    for gone in [true, false] {
+        let mut served = Served::by([&[B[0]], &[]]);
+        let asks = |served: &Served| served.sent(&packet("syn", (A[0], 4000), (VIP[0], 80)));
+        assert_eq!(ends(asks(&served).unwrap().packet()).2, ip(B[0]));
+        // It is over: who was asked refuses.
+        let refusal = flagged(tcp(B[0], A[0], (8080, 4000), 0), 0x14, 0xffff_fa01);
+        served.sent_by_b(&refusal).unwrap();
+        served.change([Delta::Backends(BackendsId(0), backends(&[FAR[0]], &[B[0]], 8080))]);
+        if gone {
+            served.change([Delta::EndpointGone(key("b"))]);
+        }
+        assert_eq!(ends(asks(&served).unwrap().packet()).2, ip(FAR[0]));
+    }
+}
+
+#[test]
 fn a_death_of_the_process_loses_no_translation() {
     let served = Served::by([&[FAR[0]], &[FAR[1]]]);
     for (at, vip) in [(0, VIP[0]), (1, VIP[1])] {

@@ -364,6 +364,23 @@ impl Connections {
         Ok(Anew::Goes)
     }
 
+    /// Whether a packet begins another connection of the same addresses and ports, which has then ended this one.
+    #[cold]
+    pub(crate) fn is_ended_by<I: Ip>(&self, packet: &Packet<'_, I>, found: &Found) -> bool {
+        let entry = self.entry(found.place().index);
+        let windows = [entry.window(End::Low), entry.window(End::High)];
+        let track = Track { state: found.state(), windows, repeated: false };
+        let ended = packet.protocol == IpProtocol::TCP
+            && Tcp::split_with_options(packet.transport).is_ok_and(|(header, options, data)| {
+                let segment = Segment::of(header, options, data.len());
+                tcp::judge(track, found.from, &segment) == Judgement::BeginsAnew
+            });
+        if ended {
+            self.release(found.place());
+        }
+        ended
+    }
+
     /// Where a packet of a translated connection comes from and goes to when it, or what it quotes, is turned.
     #[inline(always)]
     pub(crate) fn ends_of<I: Ip>(&self, turn: Turn) -> [(I::Address, u16); 2] {

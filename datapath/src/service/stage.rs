@@ -160,8 +160,8 @@ pub(crate) fn serve<P: Pool, I: Ip>(
                     sent => sent,
                 };
             }
-            Ok(Anew::Begins) => {}
-            Err(refusal) => return Err(denied::<P::Buffer, I>(frame, refusal, tracking, now)),
+            // Told below, and of which connection.
+            Ok(Anew::Begins) | Err(_) => {}
         }
     }
     serve_anew::<P, I>(frame, (slot, owner), world, now, hands.again())
@@ -276,29 +276,46 @@ pub(crate) fn stand_at_service<B: Buffer, I: Ip>(
     if let Some(found) = known(tracking, (&key, hash, end), owner, world)
         && (found.is_translated() || !matches!(owner, Owner::Service))
     {
-        match Turn::of(&found) {
-            Some(turn) => {
-                find_way(frame, front, connections.ends_of::<I>(turn)[1].0, world)?;
-                if found.is_onward() {
-                    connections.set_way(&found, world.number as u32, way(frame));
-                }
-            }
-            None => {
-                route(frame, front, Some(owner), world)?;
-                // Another node that has asked this one, whose stack translated: that knows what it was asked for.
-                if found.is_by_host() && !found.is_onward() {
-                    frame.egress = Port::Host;
-                }
-            }
-        }
-        let gate = Passage::new(frame, from, slot, tracking, world);
-        let packet = packet_of(frame, &flow, transport);
-        let anew = connections.go_on(&packet, found, Moment { nanos: now }, &gate);
-        if anew.map_err(|refusal| denied::<B, I>(frame, refusal, tracking, now))? == Anew::Goes {
-            return Ok(Stood::of(&found));
+        match go_on(frame, front, (slot, owner), found, tracking, world, now) {
+            Ok(Anew::Goes) => return Ok(Stood::of(&found)),
+            Ok(Anew::Begins) => {}
+            // Whoever is no longer there, or not to be reached, keeps nobody from beginning again with another.
+            Err(_) if connections.is_ended_by(&packet_of(frame, &flow, transport), &found) => {}
+            Err(refusal) => return Err(denied::<B, I>(frame, refusal, tracking, now)),
         }
     }
     begin(frame, front, (slot, owner), (key, hash, end), tracking, world, now)
+}
+
+/// Takes a packet of a pod up into the connection that was found for it, on the way that this has.
+fn go_on<B: Buffer, I: Ip>(
+    frame: &mut Frame<B>,
+    front: &Front<I>,
+    (slot, owner): (u16, Owner),
+    found: Found,
+    tracking: &Tracking,
+    world: &World,
+    now: u64,
+) -> Result<Anew, Refusal> {
+    let connections = &tracking.connections;
+    match Turn::of(&found) {
+        Some(turn) => {
+            find_way(frame, front, connections.ends_of::<I>(turn)[1].0, world)?;
+            if found.is_onward() {
+                connections.set_way(&found, world.number as u32, way(frame));
+            }
+        }
+        None => {
+            route(frame, front, Some(owner), world)?;
+            // Another node that has asked this one, whose stack translated: that knows what it was asked for.
+            if found.is_by_host() && !found.is_onward() {
+                frame.egress = Port::Host;
+            }
+        }
+    }
+    let transport = front.transport.ok_or(DropReason::Malformed)?;
+    let gate = Passage::new(frame, Port::Endpoint(slot), slot, tracking, world);
+    connections.go_on(&packet_of(frame, &Flow::of(front), transport), found, Moment { nanos: now }, &gate)
 }
 
 /// Notes the rule that denied a frame.
