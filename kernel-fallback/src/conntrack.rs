@@ -97,11 +97,13 @@ impl Flow {
         for attribute in record.attributes() {
             let (kind, value) = (attribute.kind(), attribute.value());
             match kind {
-                TUPLE_ORIGINAL => {
-                    original = Tuple::of(value);
+                TUPLE_ORIGINAL => original = Tuple::of(value),
+                // Who answers is part of it: a client that begins again from the same port, with another backend, has mostly the same
+                // number, since the kernel makes that of the old one's place in memory and of what the client sees.
+                TUPLE_REPLY => {
+                    reply = Tuple::of(value);
                     handle.push((kind | NESTED, value.to_vec()));
                 }
-                TUPLE_REPLY => reply = Tuple::of(value),
                 ID | ZONE => handle.push((kind, value.to_vec())),
                 STATUS => status = value.try_into().map_or(0, u32::from_be_bytes),
                 MARK => mark = value.try_into().map_or(0, u32::from_be_bytes),

@@ -176,7 +176,9 @@ fn judge_rare(track: Track, from: End, segment: &Segment) -> Judgement {
             }
             // Another one is for its receiver to judge, unless it acknowledges what was never sent.
             (false, true) if !acknowledges_more(&track, from, segment) => passes(Some(track)),
-            // What a receiver that still knows an earlier connection says to a SYN (RFC 5961 §4.2): its sender will reset that one.
+            // What a receiver that still knows an earlier connection says to a SYN (RFC 5961 §4.2): its sender will reset that one,
+            // at numbers of which nothing is known here.
+            (true, true) => passes(Some(track)),
             (false, false) if segment.has(TcpFlags::ACK) && !segment.has(TcpFlags::FIN) => {
                 passes(Some(track))
             }

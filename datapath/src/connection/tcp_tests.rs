@@ -135,6 +135,7 @@ fn who_still_knows_an_earlier_connection_may_challenge_a_syn() {
     let mut story = half_open();
     // RFC 5961 §4.2: the acknowledgment leads to a reset, and that to a new beginning.
     assert_eq!(story.high(F::ACK, 7000, -9000, 0), Some(Stage::New));
+    assert_eq!(story.low(F::RST, -9000, 0, 0), Some(Stage::New));
     assert_eq!(story.high(F::RST | F::ACK, 7000, -9000, 0), Some(Stage::New), "for its receiver to judge");
     assert_eq!(story.high(F::SYN | F::ACK, 0, -90_000, 0), Some(Stage::New), "an answer to an earlier SYN");
     assert_eq!(story.high(F::FIN | F::ACK, 0, 1, 0), None);

@@ -94,6 +94,10 @@ fn backend(lab: &Lab, node: &str, name: &str) -> anyhow::Result<(Pod, Responder)
 fn a_rolling_replacement_of_all_backends_loses_no_request(matrix: &Matrix) -> anyhow::Result<()> {
     let lab = matrix.lab(|_| {})?;
     let clients = [lab.add_pod("n1", "ask-1")?, lab.add_pod("n1", "ask-2")?, lab.add_pod("n2", "ask-3")?];
+    for client in &clients {
+        // Ports come round soon: what is left of earlier connections, to whoever, is met all the time.
+        client.run(|| fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40999"))?;
+    }
     let mut serving = Vec::new();
     for (node, name) in [("n1", "old-1"), ("n2", "old-2"), ("n2", "old-3")] {
         serving.push(backend(&lab, node, name)?);
