@@ -131,7 +131,7 @@ fn without_the_first_peers(underlay: Family, side: &Side) -> World {
     let mut slots = Slots::new(8);
     slots.take_up(&snapshot);
     let links = Links { host: HOST_MAC, source: UPLINK_MAC, next_hop: NextHop::Same(NEXT_HOP) };
-    let mut world = World::new(&snapshot, &slots, &links).unwrap();
+    let mut world = World::new(&snapshot, &slots, &links).expect("a world");
     world.inherit(&side.world);
     world
 }
