@@ -8,6 +8,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use causeway_mesh::{self as mesh, Refusal};
 use causeway_model::{
     ClusterName, Family, HostServices, Node, NodeId, Overlay, Settings, Snapshot, TunnelOwner, UplinkKind,
 };
@@ -60,8 +61,20 @@ pub struct Given<'a> {
 pub struct Standing {
     /// Those that have a part, in the order in which they came: whoever comes later yields.
     pub members: Vec<ClusterName>,
-    /// Those that have none, and why.
+    /// Those that have none, and why: all reasons.
     pub refused: BTreeMap<ClusterName, String>,
+}
+
+impl Standing {
+    /// As a mesh has it.
+    pub fn of(mesh: &mesh::World) -> Self {
+        let reasons =
+            |refusals: &[Refusal]| refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        Self {
+            members: mesh.members().iter().map(|claim| claim.cluster.clone()).collect(),
+            refused: mesh.refused().iter().map(|(name, why)| (name.clone(), reasons(why))).collect(),
+        }
+    }
 }
 
 /// The answer.

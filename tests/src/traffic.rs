@@ -20,6 +20,7 @@ use std::time::Duration;
 
 pub use bulk::{Bulk, bulk};
 pub use datagrams::{Datagrams, datagrams};
+pub use domain::base::iana::Rtype;
 pub use echo::echo_sizes;
 pub use flow::{Flow, FlowReport};
 pub use http::http;
@@ -27,7 +28,7 @@ pub use order::{Order, order};
 pub use ping::{Pings, pings, too_big};
 pub use reach::{tcp_reaches, udp_reaches};
 pub use request::requests;
-pub use resolve::{Resolved, resolve_tcp, resolve_udp};
+pub use resolve::{Query, Resolved, resolve, resolve_tcp, resolve_udp};
 pub use responder::{Answered, Responder, UdpQuestioner, ask_tcp, ask_udp};
 pub use sctp::{SctpEnd, associate};
 pub use segments::udp_segments;

@@ -53,27 +53,26 @@ fn candidates<'a>(world: &'a World, own: &Node) -> Vec<&'a Node> {
     candidates.into_iter().map(|object| &object.node).collect()
 }
 
+/// The clusters that have a part in the mesh; whoever has none is named with all reasons for it.
 fn admit_clusters(
     Given { world, standing, .. }: &Given<'_>,
     own: &ClusterName,
     problems: &mut Vec<String>,
 ) -> Result<BTreeMap<ClusterName, Cluster>, NotReady> {
-    let mut candidates: Vec<_> = world.clusters.values().collect();
-    candidates.sort_by_key(|object| {
-        let name = &object.cluster.name;
-        let came = standing.members.iter().position(|member| member == name).unwrap_or(usize::MAX);
-        (name != own, came, object.created.is_none(), &object.created, name)
-    });
     let mut clusters = BTreeMap::new();
-    for cluster in candidates.into_iter().map(|object| &object.cluster) {
+    for cluster in world.clusters.values().map(|object| &object.cluster) {
         let name = &cluster.name;
-        let refused = standing.refused.get(name).cloned().map_or(Ok(()), Err);
-        match judge_cluster(cluster, &clusters).and(refused) {
-            Ok(()) => drop(clusters.insert(name.clone(), cluster.clone())),
-            Err(reason) if name == own => return Err(NotReady::Refused(format!("Cluster {name}: {reason}"))),
-            Err(reason) => problems.push(format!("Cluster {name} is left out with all its nodes: {reason}")),
+        if name == own && cluster.id == 0 {
+            let why = "id 0 is no cluster's; give it one from 1 to 4294967295";
+            return Err(NotReady::Refused(format!("Cluster {name}: {why}")));
+        }
+        if standing.members.contains(name) {
+            clusters.insert(name.clone(), cluster.clone());
         }
     }
+    let refused = standing.refused.iter();
+    problems
+        .extend(refused.map(|(name, why)| format!("Cluster {name} is left out with all its nodes: {why}")));
     let unknown = |node: &&NodeId| !world.clusters.contains_key(&node.cluster);
     let mut nameless: Vec<_> = world.nodes.keys().filter(unknown).map(|node| &node.cluster).collect();
     nameless.dedup();
@@ -83,31 +82,6 @@ fn admit_clusters(
             .map(|name| format!("cluster {name} has no Cluster object: its nodes are left out")),
     );
     Ok(clusters)
-}
-
-/// Whether a cluster can stand beside those admitted before it.
-fn judge_cluster(cluster: &Cluster, before: &BTreeMap<ClusterName, Cluster>) -> Result<(), String> {
-    if cluster.id == 0 {
-        return Err("id 0 is no cluster's; give it one from 1 to 4294967295".to_owned());
-    }
-    if let Some(other) = before.values().find(|other| other.id == cluster.id) {
-        return Err(format!("id {} is cluster {}'s", cluster.id, other.name));
-    }
-    let all = |cluster: &Cluster| {
-        let pods = cluster.pod_prefixes.iter().map(|prefix| ("pod", *prefix));
-        pods.chain(cluster.service_prefixes.iter().map(|prefix| ("service", *prefix))).collect::<Vec<_>>()
-    };
-    for (kind, prefix) in all(cluster) {
-        for other in before.values() {
-            if let Some((theirs, hit)) = all(other).into_iter().find(|(_, hit)| overlap(*hit, prefix)) {
-                let name = &other.name;
-                return Err(format!(
-                    "{kind} prefix {prefix} overlaps {theirs} prefix {hit} of cluster {name}"
-                ));
-            }
-        }
-    }
-    Ok(())
 }
 
 const UNDERLAY: &str = "underlay address";

@@ -54,6 +54,17 @@ impl Default for Case<'_> {
     }
 }
 
+/// What a mesh makes of all clusters at once.
+fn standing(world: &World) -> Standing {
+    let mut mesh = mesh::World::new(world.cluster.clone().unwrap(), mesh::Memory::default());
+    for (name, object) in &world.clusters {
+        let record = (object.cluster.clone(), object.created.clone());
+        mesh.apply(mesh::Change::Cluster(name.clone(), Some(record)));
+    }
+    mesh.settle();
+    Standing::of(&mesh)
+}
+
 impl Case<'_> {
     fn desired(&self) -> Desired {
         let here = format!("{LYON}{}", self.here);
@@ -66,7 +77,7 @@ impl Case<'_> {
             links: &self.links,
             tunnel: TunnelOwner::Kernel,
             host_services: HostServices::Own,
-            standing: &Standing::default(),
+            standing: &standing(&world),
         })
     }
 
@@ -352,7 +363,7 @@ fn our_own_node_against_the_underlay_is_no_data_path_at_all() {
         links: &case.links,
         tunnel,
         host_services: HostServices::Own,
-        standing: &Standing::default(),
+        standing: &standing(&world),
     };
     let expected = "Node lyon/east: its pod prefix 192.0.2.0/24 overlaps 192.0.2.0/24, the underlay on eth0";
     assert_eq!(desired(&given).ready, Err(NotReady::Refused(expected.to_owned())));
@@ -361,22 +372,15 @@ fn our_own_node_against_the_underlay_is_no_data_path_at_all() {
 #[test]
 fn a_cluster_that_contradicts_an_earlier_one_is_left_out_with_its_nodes() {
     let table = [
-        ("id: 2", "id: 0", "Cluster paris is left out with all its nodes: id 0 is no cluster's"),
-        ("id: 2", "id: 1", "Cluster paris is left out with all its nodes: id 1 is cluster lyon's"),
+        ("id: 2", "id: 0", "Cluster paris is left out with all its nodes: its id 0 is nobody's"),
+        ("id: 2", "id: 1", "Cluster paris is left out with all its nodes: its id 1 is that of cluster lyon"),
+        ("10.80.0.0/16", "10.64.0.0/10", "its prefix 10.64.0.0/10 overlaps 10.70.0.0/16 of cluster lyon"),
+        ("10.80.0.0/16", "10.96.1.0/24", "its prefix 10.96.1.0/24 overlaps 10.96.0.0/16 of cluster lyon"),
+        ("10.97.0.0/16", "10.70.1.0/24", "its prefix 10.70.1.0/24 overlaps 10.70.0.0/16 of cluster lyon"),
         (
-            "10.80.0.0/16",
-            "10.64.0.0/10",
-            "pod prefix 10.64.0.0/10 overlaps pod prefix 10.70.0.0/16 of cluster lyon",
-        ),
-        (
-            "10.80.0.0/16",
-            "10.96.1.0/24",
-            "pod prefix 10.96.1.0/24 overlaps service prefix 10.96.0.0/16 of cluster lyon",
-        ),
-        (
-            "10.97.0.0/16",
-            "10.70.1.0/24",
-            "service prefix 10.70.1.0/24 overlaps pod prefix 10.70.0.0/16 of cluster lyon",
+            "id: 2, podCIDRs: [10.80.0.0/16",
+            "id: 1, podCIDRs: [10.70.4.0/24",
+            "its id 1 is that of cluster lyon; its prefix 10.70.4.0/24 overlaps 10.70.0.0/16 of cluster lyon",
         ),
         (
             "causeway.dev/v1alpha1",

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use causeway_mesh::dns::ZONE;
-use causeway_mesh::{self as mesh, Change, Import, Memory, Moved, Refusal, ServiceName, TrafficPolicy};
+use causeway_mesh::{self as mesh, Change, Import, Memory, Moved, ServiceName, TrafficPolicy};
 use causeway_model::{ClusterName, Node, NodeName};
 use causeway_services::{self as services, Port, Slice, SliceEndpoint, SliceName, SlicePort};
 use ipnetwork::IpNetwork;
@@ -77,10 +77,10 @@ impl Meshed {
         let Some(mesh) = settled.as_mut() else { unreachable!("just made") };
         news(own, self.known.as_deref(), world).into_iter().for_each(|change| mesh.apply(change));
         let moved = mesh.settle();
-        let members: Vec<_> = mesh.members().iter().map(|claim| claim.cluster.clone()).collect();
-        self.unkept |= !moved.imports.is_empty() || moved.refusals || members != self.standing.members;
-        let refused = mesh.refused().iter().map(|(cluster, refusals)| (cluster.clone(), reasons(refusals)));
-        self.standing = Standing { members, refused: refused.collect() };
+        let standing = Standing::of(mesh);
+        self.unkept |=
+            !moved.imports.is_empty() || moved.refusals || standing.members != self.standing.members;
+        self.standing = standing;
         self.stale.extend(moved.imports.iter().cloned());
         self.known = Some(world.clone());
         moved
@@ -133,10 +133,6 @@ impl Meshed {
         });
         told.unwrap_or_default()
     }
-}
-
-fn reasons(refusals: &[Refusal]) -> String {
-    refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// What is to be told of clusters, and of this one's namespaces.

@@ -170,7 +170,7 @@ fn addresses_and_who_was_first_outlive_the_agent() {
     engine.hear(Ok(world(&[("clusters/oslo/all.yaml", &oslo), ("clusters/paris/all.yaml", &paris)])));
     assert_eq!(frontend(&told(&bench)), Some(before));
     assert_eq!(chosen(&told(&bench)), ["10.80.1.4:8080"]);
-    let refused = "Cluster oslo is left out with all its nodes: id 2 is cluster paris's";
+    let refused = "Cluster oslo is left out with all its nodes: its id 2 is that of cluster paris";
     let problems = engine.report().status.problems;
     assert!(problems.iter().any(|problem| problem == refused), "{problems:?}");
     let peers: Vec<_> = bench.dataplane.log().snapshot.as_ref().unwrap().peers.keys().cloned().collect();

@@ -147,7 +147,8 @@ fn judge(asked: &Asked<'_>, answers: &Answers) -> Said {
     if asked.edns.is_some_and(|edns| edns.version > 0) {
         return Said::nothing(OptRcode::BADVERS);
     }
-    if asked.class != Class::IN {
+    // Nobody takes the zone from here whole (RFC 5936 §2.2).
+    if asked.class != Class::IN || matches!(asked.kind, Rtype::AXFR | Rtype::IXFR) {
         return Said::nothing(OptRcode::REFUSED);
     }
     if asked.kind == Rtype::SOA && asked.text.eq_ignore_ascii_case(ZONE) {

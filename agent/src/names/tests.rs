@@ -201,6 +201,64 @@ fn the_case_of_a_question_comes_back() {
 }
 
 #[test]
+fn a_forwarders_health_check_is_answered() {
+    let server = Server::new();
+    // CoreDNS asks so every half a second, and takes any answer for a sign of life.
+    for recursion in [true, false] {
+        let mut check = Message::from_octets(question(".", Rtype::NS, None)).unwrap();
+        check.header_mut().set_rd(recursion);
+        let answer = server.by_udp(check.as_slice()).unwrap();
+        assert!(answer.is_answer(&check) && answer.opt().is_none());
+        assert_eq!((answer.header().rcode(), answer.header().rd()), (Rcode::REFUSED, recursion));
+    }
+}
+
+#[test]
+fn what_clients_say_besides_is_passed_on_and_disturbs_nobody() {
+    let server = Server::new();
+    let mut whole = question(WEB, Rtype::A, Some(4096));
+    // A cookie, a client's subnet, padding, and what nobody knows (RFC 7873, RFC 7871, RFC 7830, RFC 6891 §6.1.2).
+    let options: [(u16, &[u8]); 4] =
+        [(10, b"12345678"), (8, &[0, 1, 24, 0, 10, 80, 1]), (12, &[0; 5]), (65_001, b"?")];
+    let options: Vec<u8> = options
+        .iter()
+        .flat_map(|(code, data)| [&code.to_be_bytes(), &(data.len() as u16).to_be_bytes(), *data].concat())
+        .collect();
+    let length = whole.len() - 2;
+    whole.splice(length.., [&(options.len() as u16).to_be_bytes()[..], &options].concat());
+    let mut asked = Message::from_octets(whole).unwrap();
+    asked.header_mut().set_ad(true);
+    asked.header_mut().set_cd(true);
+    let answer = server.by_udp(asked.as_slice()).unwrap();
+    assert_eq!(answers(&answer), [(WEB.to_owned(), "10.100.0.1".to_owned())]);
+    assert!(!answer.header().ad() && !answer.header().z(), "nothing was proved");
+    let opt = answer.opt().unwrap();
+    assert_eq!(opt.opt().as_slice(), b"", "none of them is known");
+}
+
+#[test]
+fn one_socket_asks_for_many() {
+    let server = Server::new();
+    // CoreDNS keeps its sockets and has many questions on the way at once.
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    socket.connect(server.place).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    for id in 0..50 {
+        let mut asked = Message::from_octets(question(WEB, Rtype::A, Some(1232))).unwrap();
+        asked.header_mut().set_id(id);
+        socket.send(asked.as_slice()).unwrap();
+    }
+    let answered = (0..50).map(|_| {
+        let mut answer = [0; 1500];
+        let len = socket.recv(&mut answer).unwrap();
+        let answer = Message::from_octets(&answer[..len]).unwrap();
+        assert_eq!(answer.header().rcode(), Rcode::NOERROR);
+        answer.header().id()
+    });
+    assert_eq!(answered.collect::<std::collections::BTreeSet<_>>().len(), 50);
+}
+
+#[test]
 fn nothing_is_said_with_how_long_that_holds() {
     let server = Server::new();
     let said = |name, kind| {
@@ -211,6 +269,13 @@ fn nothing_is_said_with_how_long_that_holds() {
     let zone = || Some("clusterset.local".to_owned());
     assert_eq!(said(WEB, Rtype::AAAA), (OptRcode::NOERROR, true, zone()));
     assert_eq!(said("no.shop.svc.clusterset.local", Rtype::A), (OptRcode::NXDOMAIN, true, zone()));
+    // What resolvers of these days ask beside addresses.
+    for kind in [Rtype::HTTPS, Rtype::NS, Rtype::CNAME, Rtype::ANY] {
+        assert_eq!(said(WEB, kind), (OptRcode::NOERROR, true, zone()), "{kind}");
+    }
+    for kind in [Rtype::AXFR, Rtype::IXFR] {
+        assert_eq!(said("clusterset.local", kind), (OptRcode::REFUSED, false, None), "{kind}");
+    }
     let above = || Some("0.100.10.in-addr.arpa".to_owned());
     assert_eq!(said("2.0.100.10.in-addr.arpa", Rtype::PTR), (OptRcode::NXDOMAIN, true, above()));
     for other in ["web.shop.svc.cluster.local", "example.com", "."] {
@@ -225,7 +290,8 @@ fn nothing_is_said_with_how_long_that_holds() {
 fn what_is_too_long_comes_by_tcp() {
     let server = Server::new();
     let name = "db.shop.svc.clusterset.local";
-    for (size, most) in [(None, 512), (Some(300), 512), (Some(1232), 1232), (Some(65_535), 1232)] {
+    let sizes = [(None, 512), (Some(300), 512), (Some(1232), 1232), (Some(4096), 1232), (Some(65_535), 1232)];
+    for (size, most) in sizes {
         let answer = server.by_udp(&question(name, Rtype::A, size)).unwrap();
         assert!(answer.header().tc() && answer.as_slice().len() <= most, "{size:?}");
         assert_eq!(answer.opt().is_some(), size.is_some(), "{size:?}");
@@ -239,7 +305,7 @@ fn what_is_too_long_comes_by_tcp() {
     assert_eq!(answers(&whole).len(), 200);
     assert_eq!(answers(&receive(&mut stream).unwrap()).len(), 1);
     let status = server.meter.status();
-    assert_eq!((status.udp, status.tcp, status.truncated), (4, 2, 4));
+    assert_eq!((status.udp, status.tcp, status.truncated), (5, 2, 5));
 }
 
 #[test]

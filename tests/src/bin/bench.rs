@@ -10,6 +10,7 @@ mod bench {
     pub mod hugepages;
     pub mod idle;
     pub mod in_force;
+    pub mod mesh;
     pub mod ovs;
     pub mod pipeline;
     pub mod plain;
@@ -37,7 +38,7 @@ use clap::{Parser, ValueEnum};
 
 use bench::finding::{Finding, Record, Table};
 use bench::hugepages::Priority;
-use bench::{cni, idle, pipeline, pods, policy, restart, services, soak, undo};
+use bench::{cni, idle, mesh, pipeline, pods, policy, restart, services, soak, undo};
 
 /// Measures Causeway beside its peers and says which of its targets it meets. Every figure is the median of five runs in turn with
 /// the peers', and every bench proves first that what it measures does its work.
@@ -77,6 +78,8 @@ enum Name {
     Policy,
     /// The compiler of services: a big world at once, and small changes of it.
     Services,
+    /// Services across clusters: a big mesh at once, and one backend of it until that is in force.
+    Mesh,
     /// Everything at once for as long as is said, until all is accounted for.
     Soak,
 }
@@ -112,6 +115,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
             Name::Restart => restart::run(),
             Name::Policy => policy::run(),
             Name::Services => services::run(),
+            Name::Mesh => mesh::run(),
             Name::Soak => soak::run(Duration::from_secs(60 * arguments.minutes), arguments.hugepages),
         };
         let findings = findings.with_context(|| word.clone())?;

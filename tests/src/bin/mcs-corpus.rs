@@ -19,7 +19,7 @@ struct Arguments {
     /// Against the mesh's engine, one for each cluster; so it is without --datapath, too.
     #[arg(long, conflicts_with = "datapath")]
     engine: bool,
-    /// In a lab of clusters with this data path (fast, kernel, mixed), with real connections; names are not asked there.
+    /// In a lab of clusters with this data path (fast, kernel, mixed), with real connections and questions.
     #[arg(long, value_name = "PATH")]
     datapath: Option<Datapath>,
     /// Only this case.
@@ -67,6 +67,7 @@ fn told(arguments: &Arguments) -> Result<Report> {
     let tallies = [
         ("exports", report.exports),
         ("views", report.views),
+        ("names", report.names),
         ("own services", report.local),
         ("never reached", report.never),
         ("agreements", report.agreements),

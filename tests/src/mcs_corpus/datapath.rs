@@ -7,25 +7,28 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use causeway_mesh::dns::{Kind, Reply};
 use causeway_mesh::{Candidate, Exported, Import, ServiceName, State};
 use causeway_model::service::Backend;
-use causeway_model::{ClusterName, Family, PortProtocol};
+use causeway_model::{ClusterName, Family, NameServer, PortProtocol};
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 
 use super::expect::{Backends, Expect, Local};
 use super::format::{Act, Cluster, Corpus, Name, PortName};
-use super::ground::{Ground, Pod, spare};
+use super::ground::{Ground, Pod, name_server, spare};
+use super::invariants;
 use super::judge::{family_text, service_name};
-use super::look::Look;
+use super::look::{Look, answered_as_own};
 use super::run::Subject;
 use super::stage::{Done, Member, Stage};
 use super::written;
 use crate::corpus::prober::{Came, Prober, Question};
 use crate::corpus::protocol;
 use crate::lab::Datapath;
+use crate::namespace::Namespace;
+use crate::traffic::{Query, Resolved, Rtype, resolve};
 
 /// How long an answer may take, on a machine that may do much else.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -38,6 +41,10 @@ const FOR_SHARES: usize = 2500;
 /// Connections for each backend among several, and clients for each where clients stay with theirs: to miss one is one in a million.
 const FOR_EACH: usize = 40;
 const CLIENTS_FOR_EACH: usize = 14;
+/// Clients that ask for names: on a node of either path one of each.
+const ASKERS: [u16; 2] = [0, 1];
+/// How long an answer to a forwarded question may be.
+const LONGEST: u16 = 1232;
 
 /// A lab on which cases happen one after the other.
 pub(super) struct Lab {
@@ -58,6 +65,9 @@ struct Shown {
     refused: BTreeMap<String, BTreeSet<String>>,
     refused_prefixes: BTreeSet<String>,
     local: BTreeMap<Name, Vec<String>>,
+    /// Where its node answers for names, and the pods that ask there.
+    server: SocketAddr,
+    askers: Vec<Namespace>,
 }
 
 impl Look for Shown {
@@ -73,16 +83,17 @@ impl Look for Shown {
         &self.clusterset
     }
 
-    fn answer(&self, _: &str, _: Kind) -> Option<Reply> {
-        None
+    /// What every client is told alike.
+    fn answer(&self, question: &str, kind: Kind) -> Result<Reply> {
+        let ask = |asker: &Namespace| asked(asker, self.server, question, kind);
+        let mut replies = self.askers.iter().map(ask).collect::<Result<Vec<_>>>()?;
+        let first = replies.pop().context("nobody asks")?;
+        ensure!(replies.iter().all(|reply| *reply == first), "one is told {first:?}, another {replies:?}");
+        Ok(first)
     }
 
     fn refused(&self) -> BTreeMap<String, BTreeSet<String>> {
         self.refused.clone()
-    }
-
-    fn is_terse(&self) -> bool {
-        true
     }
 
     fn refused_prefixes(&self) -> BTreeSet<String> {
@@ -94,7 +105,9 @@ impl Look for Shown {
     }
 
     fn wrong_of_own(&self, name: &Name, _: &Local) -> Vec<String> {
-        self.local.get(name).cloned().unwrap_or_default()
+        let mut wrong = self.local.get(name).cloned().unwrap_or_default();
+        wrong.extend(answered_as_own(self, name));
+        wrong
     }
 }
 
@@ -138,7 +151,7 @@ impl Lab {
                 pods.insert(pod);
             }
         }
-        pods.extend(stage.members().iter().map(|member| client(member, 0)));
+        pods.extend(stage.members().iter().flat_map(|member| ASKERS.map(|number| client(member, number))));
         for (place, addresses) in self.ground.unplug(&pods)? {
             self.prober.forget(place.name());
             self.served.retain(|(address, ..)| !addresses.contains(address));
@@ -295,6 +308,32 @@ fn client(member: &Member, number: u16) -> Pod {
     Pod { cluster: member.name.to_string(), addresses }
 }
 
+/// What a pod is told of a name.
+fn asked(asker: &Namespace, server: SocketAddr, question: &str, kind: Kind) -> Result<Reply> {
+    let wire = match kind {
+        Kind::A => Rtype::A,
+        Kind::Aaaa => Rtype::AAAA,
+        Kind::Srv => Rtype::SRV,
+        Kind::Txt => Rtype::TXT,
+        Kind::Ptr => Rtype::PTR,
+        Kind::Other => Rtype::HINFO,
+    };
+    let query = Query::forwarded(question, wire, LONGEST);
+    let resolved = resolve(asker, server, &query);
+    let Resolved { code, mut answers, .. } =
+        resolved.with_context(|| format!("{} asks {server} for {question} {wire}", asker.name()))?;
+    // The first one is another one each time, and letters are as they were asked for.
+    answers.iter_mut().for_each(|record| record.name.make_ascii_lowercase());
+    answers.sort();
+    match code.as_str() {
+        "NOERROR" if answers.is_empty() => Ok(Reply::NoData),
+        "NOERROR" => Ok(Reply::Answer { answers, additional: Vec::new() }),
+        "NXDOMAIN" => Ok(Reply::NoName),
+        "REFUSED" => Ok(Reply::NotOurs),
+        other => bail!("{server} answers {other} to {question} {wire}"),
+    }
+}
+
 fn number_of(port: &Value) -> Result<(PortProtocol, u16)> {
     let number = port["port"].as_u64().and_then(|number| u16::try_from(number).ok());
     let number = number.with_context(|| format!("no number in {port}"))?;
@@ -368,6 +407,8 @@ impl Subject for Lab {
             refused: written::refused(&problems),
             refused_prefixes: written::refused_prefixes(&problems),
             local,
+            server: SocketAddr::new(name_server(&member), NameServer::PORT),
+            askers: ASKERS.map(|number| self.ground.place(&client(&member, number))).into(),
         }))
     }
 
@@ -375,11 +416,11 @@ impl Subject for Lab {
         Ok(None)
     }
 
-    /// Addresses stay, and are nobody else's.
+    /// Addresses stay, and are nobody else's; names are of the version that is known.
     fn broken(&mut self, _: &Stage<'_>, observer: &str, look: &dyn Look) -> Result<Vec<String>> {
         let now = look.addresses();
         let before = self.before.insert(observer.to_owned(), now.clone()).unwrap_or_default();
-        let mut wrong = Vec::new();
+        let mut wrong: Vec<_> = invariants::version(look).into_iter().collect();
         let mut holders = BTreeMap::new();
         for (name, addresses) in &now {
             for address in addresses {

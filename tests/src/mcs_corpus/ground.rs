@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use causeway_mesh::Namespaces;
-use causeway_model::Family;
 use causeway_model::operator::Status;
+use causeway_model::{Family, NameServer};
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(5);
 /// The namespace of the pods that the lab plugs in.
 const PODS: &str = "lab";
+/// Where names are answered for pods that have no IPv4 address.
+const NAMES_V6: Ipv6Addr = Ipv6Addr::new(0xfd53, 0, 0, 0, 0, 0, 0, 0x53);
 
 /// A pod: its cluster and its addresses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,8 +51,8 @@ struct Site {
     /// Its number there, from 1.
     number: usize,
     node: lab::Node,
-    /// What its agent is configured with; none while it does not run.
-    settings: Option<Settings>,
+    /// What its agent is configured with besides what every node is; none while it does not run.
+    config: Option<String>,
 }
 
 /// All clusters of a file.
@@ -79,7 +81,7 @@ impl Ground {
         let lab = Lab::up(spec).context("making the lab")?;
         let site = |(index, name): (usize, &String)| -> Result<_> {
             let node = lab.node(&node_name(name))?;
-            Ok((name.clone(), Site { number: index + 1, node, settings: None }))
+            Ok((name.clone(), Site { number: index + 1, node, config: None }))
         };
         let sites = clusters.keys().enumerate().map(site).collect::<Result<BTreeMap<_, _>>>()?;
         let ground = Self { lab, sites, plugged: BTreeSet::new(), datapath, revision: 0 };
@@ -107,25 +109,26 @@ impl Ground {
         let mut started = Vec::new();
         for member in members {
             let site = self.sites.get_mut(member.name.as_str()).context("a cluster without a node")?;
-            if site.settings.as_ref() == Some(&member.settings) {
+            let config = config(member)?;
+            if site.config.as_ref() == Some(&config) {
                 continue;
             }
-            if site.settings.is_some() {
+            if site.config.is_some() {
                 self.lab.kill(site.node.name(), Role::Agent)?;
             }
             self.lab.configure(&site.node)?;
-            let text = fs::read_to_string(site.node.config_file())? + &config(&member.settings)?;
+            let text = fs::read_to_string(site.node.config_file())? + &config;
             fs::write(site.node.config_file(), text)?;
             let is_fast = match self.datapath {
                 Datapath::Fast => true,
                 Datapath::Kernel => false,
                 Datapath::Mixed => site.number % 2 == 1,
             };
-            if is_fast && site.settings.is_none() {
+            if is_fast && site.config.is_none() {
                 self.lab.spawn(&site.node, Role::Fastpath)?;
             }
             self.lab.spawn(&site.node, Role::Agent)?;
-            site.settings = Some(member.settings.clone());
+            site.config = Some(config);
             started.push(site.node.clone());
         }
         started.iter().try_for_each(|node| Ok(self.lab.await_ready(node)?))
@@ -133,7 +136,7 @@ impl Ground {
 
     /// Whether a cluster's agent runs.
     pub fn runs(&self, member: &Member) -> bool {
-        self.sites.get(member.name.as_str()).is_some_and(|site| site.settings.is_some())
+        self.sites.get(member.name.as_str()).is_some_and(|site| site.config.is_some())
     }
 
     /// Takes out pods that have an address of one of these and are another: whose they were, and their addresses.
@@ -291,8 +294,8 @@ fn write(file: &std::path::Path, text: &str) -> Result<()> {
 }
 
 /// Lines of an agent's configuration.
-fn config(settings: &Settings) -> Result<String> {
-    let Settings { clusterset, export_namespaces, import_namespaces } = settings;
+fn config(member: &Member) -> Result<String> {
+    let Settings { clusterset, export_namespaces, import_namespaces } = &member.settings;
     let mut lines = String::new();
     if let Some(prefixes) = clusterset {
         writeln!(lines, "clusterset_cidr: {}", json!(prefixes))?;
@@ -302,7 +305,19 @@ fn config(settings: &Settings) -> Result<String> {
             writeln!(lines, "{key}: {}", json!(list))?;
         }
     }
+    let names = name_server(member);
+    if clusterset.as_ref().is_none_or(Vec::is_empty) || names != NameServer::DEFAULT {
+        writeln!(lines, "clusterset_dns: [\"{names}\"]")?;
+    }
     Ok(lines)
+}
+
+/// Where a cluster's nodes answer for names: at an address that its pods can send to.
+pub(super) fn name_server(member: &Member) -> IpAddr {
+    match member.cluster.pods.iter().any(IpNetwork::is_ipv4) {
+        true => NameServer::DEFAULT.into(),
+        false => NAMES_V6.into(),
+    }
 }
 
 fn pod_object(pod: &Pod, node: &str, path: Option<&str>) -> Value {

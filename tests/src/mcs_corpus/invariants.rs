@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use causeway_mesh::dns::{self, Data, Kind, Reply};
+use causeway_mesh::dns::{Data, Kind, Reply};
 use causeway_mesh::{Import, ServiceName, World};
 use causeway_model::Family;
+
+use super::look::Look;
 
 /// Addresses that an observer's imports had after the last step.
 pub type Before = BTreeMap<ServiceName, Vec<IpAddr>>;
@@ -29,12 +31,15 @@ pub fn wrong(world: &World, before: &Before) -> Vec<String> {
             }
         }
     }
-    let version = dns::answer(world, "dns-version.clusterset.local.", Kind::Txt);
-    let is = |reply: &Reply| matches!(reply, Reply::Answer { answers, .. } if answers.len() == 1 && answers[0].data == Data::Txt("1.0.0".to_owned()));
-    if !is(&version) {
-        wrong.push(format!("dns-version: {version:?}"));
-    }
+    wrong.extend(version(world));
     wrong
+}
+
+/// The version that names are of, if it is not told.
+pub fn version(look: &dyn Look) -> Option<String> {
+    let version = look.answer("dns-version.clusterset.local.", Kind::Txt);
+    let is = |reply: &Reply| matches!(reply, Reply::Answer { answers, .. } if answers.len() == 1 && answers[0].data == Data::Txt("1.0.0".to_owned()));
+    (!version.as_ref().is_ok_and(is)).then(|| format!("dns-version: {version:?}"))
 }
 
 fn of_import(import: &Import) -> Vec<String> {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::net::{IpAddr, SocketAddr};
 
+use anyhow::Result;
 use causeway_mesh::dns::{self, Data, Kind, Reply};
 use causeway_mesh::{Candidate, Condition as Found, Exported, Import as Real, Port, ServiceName};
 use causeway_model::Family;
@@ -112,8 +113,24 @@ pub fn export(want: &Export, found: Option<&Exported>, listed: &BTreeSet<String>
     wrong
 }
 
+/// What is wrong with a view.
+#[derive(Default)]
+pub struct Viewed {
+    /// With the import and its backends.
+    pub wrong: Vec<String>,
+    /// With each name that is asserted.
+    pub names: Vec<(String, Vec<String>)>,
+}
+
+impl Viewed {
+    /// How much that is altogether.
+    pub fn faults(&self) -> usize {
+        self.wrong.len() + self.names.iter().map(|(_, wrong)| wrong.len()).sum::<usize>()
+    }
+}
+
 /// A view of a service.
-pub fn view(look: &dyn Look, name: &Name, want: &View, regions: &Regions) -> Vec<String> {
+pub fn view(look: &dyn Look, name: &Name, want: &View, regions: &Regions) -> Viewed {
     let found = look.import(&service_name(name));
     let mut wrong = match (&want.import, found) {
         (None, None) | (Some(Want::Free), _) => Vec::new(),
@@ -128,8 +145,12 @@ pub fn view(look: &dyn Look, name: &Name, want: &View, regions: &Regions) -> Vec
         };
         wrong.extend(all_backends(&want.backends, &may, found, regions));
     }
-    wrong.extend(want.dns.iter().flat_map(|question| answer(look, name, question)));
-    wrong
+    let asserted = want.dns.iter().filter(|question| matches!(question.want, Want::Is(_)));
+    let names = asserted.map(|question| {
+        let said = answer(look, name, question).unwrap_or_else(|error| vec![format!("{error:#}")]);
+        (format!("{} {}", question.q, question.t), said)
+    });
+    Viewed { wrong, names: names.collect() }
 }
 
 fn import(look: &dyn Look, want: &Import, found: &Real) -> Vec<String> {
@@ -283,9 +304,9 @@ fn is_record(want: &str, found: &str) -> bool {
     }
 }
 
-fn answer(look: &dyn Look, name: &Name, question: &Question) -> Vec<String> {
-    let Want::Is(want) = &question.want else { return Vec::new() };
-    let Some(reply) = look.answer(&question.q, kind_of(&question.t)) else { return Vec::new() };
+fn answer(look: &dyn Look, name: &Name, question: &Question) -> Result<Vec<String>> {
+    let Want::Is(want) = &question.want else { return Ok(Vec::new()) };
+    let reply = look.answer(&question.q, kind_of(&question.t))?;
     let found = records(&reply);
     let import = look.import(&service_name(name));
     let lists = |family: &String| {
@@ -308,11 +329,7 @@ fn answer(look: &dyn Look, name: &Name, question: &Question) -> Vec<String> {
         Answer::Named(NamedAnswer::ClustersetIp) => found == of_family,
         Answer::Named(NamedAnswer::ClustersetIpOrNothing) => none || found == of_family,
     };
-    if right {
-        Vec::new()
-    } else {
-        vec![format!("{} {}: wanted {want:?}, found {reply:?}", question.q, question.t)]
-    }
+    Ok((!right).then(|| format!("wanted {want:?}, found {reply:?}")).into_iter().collect())
 }
 
 fn all_records(
@@ -320,52 +337,53 @@ fn all_records(
     question: &Question,
     wanted: &BTreeSet<String>,
     found: &BTreeSet<String>,
-) -> Vec<String> {
-    let about = format!("{} {}", question.q, question.t);
+) -> Result<Vec<String>> {
     let mut wrong = Vec::new();
     let has = |want: &&String| found.iter().any(|found| is_record(want, found));
     let missing: Vec<_> = wanted.iter().filter(|want| !has(want)).collect();
     if (!question.subset && !missing.is_empty()) || (found.is_empty() && !wanted.is_empty()) {
-        wrong.push(format!("{about}: missing {missing:?} in {found:?}"));
+        wrong.push(format!("missing {missing:?} in {found:?}"));
     }
     for found in found {
         let is = |want: &String| is_record(want, found);
         if !wanted.iter().any(is) && !question.may.iter().any(is) {
-            wrong.push(format!("{about}: {found:?} is not wanted"));
+            wrong.push(format!("{found:?} is not wanted"));
         }
         if question.t == "SRV"
             && question.q.trim_end_matches('.') != found.split(' ').nth(1).unwrap_or_default()
         {
-            wrong.extend(target(look, found));
+            wrong.extend(target(look, found)?);
         }
     }
-    wrong
+    Ok(wrong)
 }
 
 /// An SRV record's target has an address, and one that names an address has that one.
-fn target(look: &dyn Look, found: &str) -> Option<String> {
-    let target = found.split(' ').nth(1)?;
-    let of = |kind| look.answer(target, kind).as_ref().map(records).unwrap_or_default();
-    let addresses: BTreeSet<_> = of(Kind::A).union(&of(Kind::Aaaa)).cloned().collect();
-    let label = target.split('.').next()?;
+fn target(look: &dyn Look, found: &str) -> Result<Option<String>> {
+    let target = found.split(' ').nth(1).unwrap_or_default();
+    let addresses = told(look, target)?;
+    let label = target.split('.').next().unwrap_or_default();
     let spelled = label.replace('-', ".").parse::<IpAddr>().ok().map(|address| address.to_string());
     let right = !addresses.is_empty() && spelled.is_none_or(|spelled| addresses.contains(&spelled));
-    (!right).then(|| format!("target {target} has the addresses {addresses:?}"))
+    Ok((!right).then(|| format!("target {target} has the addresses {addresses:?}")))
+}
+
+/// The addresses of a name.
+fn told(look: &dyn Look, name: &str) -> Result<BTreeSet<String>> {
+    let of = |kind| look.answer(name, kind).map(|reply| records(&reply));
+    Ok(&of(Kind::A)? | &of(Kind::Aaaa)?)
 }
 
 /// Addresses that some connection or some name of a service may lead to.
-pub fn reachable(look: &dyn Look, name: &Name) -> BTreeSet<IpAddr> {
-    let Some(import) = look.import(&service_name(name)) else { return BTreeSet::new() };
+pub fn reachable(look: &dyn Look, name: &Name) -> Result<BTreeSet<IpAddr>> {
+    let Some(import) = look.import(&service_name(name)) else { return Ok(BTreeSet::new()) };
     let candidates = import.backends.values().flatten().filter(|candidate| candidate.weight > 0);
     let mut reached: BTreeSet<_> = candidates.map(|candidate| candidate.backend.address).collect();
     let base = format!("{}.{}.svc.{}", name.name, name.namespace, dns::ZONE);
     let mut names = vec![base.clone()];
     names.extend(import.pods.iter().map(|pod| format!("{}.{}.{base}", pod.hostname, pod.cluster)));
     for name in names {
-        for kind in [Kind::A, Kind::Aaaa] {
-            let told = look.answer(&name, kind).as_ref().map(records).unwrap_or_default();
-            reached.extend(told.iter().filter_map(|it| it.parse::<IpAddr>().ok()));
-        }
+        reached.extend(told(look, &name)?.iter().filter_map(|it| it.parse::<IpAddr>().ok()));
     }
-    reached
+    Ok(reached)
 }

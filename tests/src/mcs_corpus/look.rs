@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use anyhow::Result;
 use causeway_mesh::dns::{self, Kind, Reply};
 use causeway_mesh::{Exported, Import, Refusal, ServiceName, World};
 use causeway_model::ClusterName;
@@ -19,12 +20,10 @@ pub(super) trait Look {
     fn export(&self, name: &ServiceName, by: &ClusterName) -> Option<&Exported>;
     /// Prefixes of the addresses of imports.
     fn clusterset(&self) -> &[IpNetwork];
-    /// What its DNS server says; none where nobody answers for it.
-    fn answer(&self, question: &str, kind: Kind) -> Option<Reply>;
+    /// What its DNS server says.
+    fn answer(&self, question: &str, kind: Kind) -> Result<Reply>;
     /// Why clusters are refused, in codes.
     fn refused(&self) -> BTreeMap<String, BTreeSet<String>>;
-    /// Whether it tells the first of several reasons only.
-    fn is_terse(&self) -> bool;
     /// What its own prefixes of imports overlap, where they are refused: `PREFIX of CLUSTER`.
     fn refused_prefixes(&self) -> BTreeSet<String>;
     /// The addresses of all its imports.
@@ -46,17 +45,13 @@ impl Look for World {
         Self::clusterset(self)
     }
 
-    fn answer(&self, question: &str, kind: Kind) -> Option<Reply> {
-        Some(dns::answer(self, question, kind))
+    fn answer(&self, question: &str, kind: Kind) -> Result<Reply> {
+        Ok(dns::answer(self, question, kind))
     }
 
     fn refused(&self) -> BTreeMap<String, BTreeSet<String>> {
         let codes = |why: &[Refusal]| why.iter().map(Refusal::code).collect();
         Self::refused(self).iter().map(|(name, why)| (name.to_string(), codes(why))).collect()
-    }
-
-    fn is_terse(&self) -> bool {
-        false
     }
 
     fn refused_prefixes(&self) -> BTreeSet<String> {
@@ -71,11 +66,16 @@ impl Look for World {
     fn wrong_of_own(&self, name: &Name, local: &Local) -> Vec<String> {
         let taken = local.addresses.iter().filter_map(|address: &IpAddr| self.holder(*address));
         let mut wrong: Vec<_> = taken.map(|holder| format!("an address of it is {holder}'s")).collect();
-        let question = format!("{}.{}.svc.cluster.local", name.name, name.namespace);
-        let reply = dns::answer(self, &question, Kind::A);
-        if reply != Reply::NotOurs {
-            wrong.push(format!("{question}: {reply:?}"));
-        }
+        wrong.extend(answered_as_own(self, name));
         wrong
+    }
+}
+
+/// What is said of the name that a Service has in its own cluster, which is none of the mesh's business.
+pub(super) fn answered_as_own(look: &dyn Look, name: &Name) -> Option<String> {
+    let question = format!("{}.{}.svc.cluster.local", name.name, name.namespace);
+    match look.answer(&question, Kind::A) {
+        Ok(Reply::NotOurs) => None,
+        other => Some(format!("{question}: {other:?}")),
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::expect::{Expect, Never};
 use super::fault::Fault;
 use super::format::{Case, Corpus, Name, Step, Want};
-use super::judge::{self, Regions, family_text, service_name};
+use super::judge::{self, Regions, Viewed, family_text, service_name};
 use super::look::Look;
 use super::stage::{Done, Stage};
 use crate::corpus::{Failure, Tally};
@@ -25,8 +25,10 @@ pub struct Report {
     pub unsupported: Vec<String>,
     /// Exports with their conditions.
     pub exports: Tally,
-    /// Views of services: import, backends and names together.
+    /// Views of services: import and backends together.
     pub views: Tally,
+    /// Their names.
+    pub names: Tally,
     /// Clusters' own services.
     pub local: Tally,
     /// Backends that nobody may reach.
@@ -44,7 +46,8 @@ pub struct Report {
 impl Report {
     /// Everything that `flip` turns round.
     pub fn asserted(&self) -> Tally {
-        let all = [self.exports, self.views, self.local, self.never, self.agreements, self.refusals];
+        let all =
+            [self.exports, self.views, self.names, self.local, self.never, self.agreements, self.refusals];
         all.into_iter().fold(Tally::default(), |mut sum, tally| {
             sum += tally;
             sum
@@ -235,23 +238,26 @@ impl Story<'_> {
                 let Some(look) = seen.get(from) else { continue };
                 let again = subject.again(stage, from)?;
                 for (name, alternatives) in &group.services {
-                    let wrong = |look: &dyn Look| -> Vec<_> {
+                    let viewed = |look: &dyn Look| -> Vec<_> {
                         alternatives.0.iter().map(|view| judge::view(look, name, view, regions)).collect()
                     };
-                    let holds = |wrong: &[Vec<String>]| -> BTreeSet<usize> {
-                        (0..wrong.len()).filter(|number| wrong[*number].is_empty()).collect()
+                    let holds = |viewed: &[Viewed]| -> BTreeSet<usize> {
+                        (0..viewed.len()).filter(|number| viewed[*number].faults() == 0).collect()
                     };
-                    let found = wrong(&**look);
+                    let found = viewed(&**look);
                     let mut both = holds(&found);
                     if let Some(again) = &again {
-                        both = both.intersection(&holds(&wrong(&**again))).copied().collect();
+                        both = both.intersection(&holds(&viewed(&**again))).copied().collect();
                     }
                     match shown.get_mut(name) {
                         Some(shown) => shown.retain(|number| both.contains(number)),
                         None => drop(shown.insert(name, both)),
                     }
-                    let best = found.into_iter().min_by_key(Vec::len).unwrap_or_default();
-                    self.count(|report| &mut report.views, format!("{from} sees {name}"), &best);
+                    let best = found.into_iter().min_by_key(Viewed::faults).unwrap_or_default();
+                    self.count(|report| &mut report.views, format!("{from} sees {name}"), &best.wrong);
+                    for (question, wrong) in best.names {
+                        self.count(|report| &mut report.names, format!("{from} asks {question}"), &wrong);
+                    }
                 }
             }
         }
@@ -267,11 +273,8 @@ impl Story<'_> {
         let all = look.refused();
         for (cluster, want) in &expect.refused {
             let found = all.get(cluster).cloned().unwrap_or_default();
-            let first = look.is_terse() && found.len() == 1 && found.is_subset(want);
-            let wrong: Vec<_> = (found != *want && !first)
-                .then(|| format!("wanted {want:?}, found {found:?}"))
-                .into_iter()
-                .collect();
+            let wrong: Vec<_> =
+                (found != *want).then(|| format!("wanted {want:?}, found {found:?}")).into_iter().collect();
             self.count(|report| &mut report.refusals, format!("{observer} refuses {cluster}"), &wrong);
         }
         if let Some(want) = expect.refused_prefixes.get(observer) {
@@ -284,8 +287,10 @@ impl Story<'_> {
 
     fn never(&mut self, observer: &str, look: &dyn Look, never: &Never) {
         let Never { service, backends, of, because } = never;
-        let reached = judge::reachable(look, service);
-        let wrong: Vec<_> = reached.intersection(backends).map(|it| format!("{it} is reached")).collect();
+        let wrong: Vec<_> = match judge::reachable(look, service) {
+            Ok(reached) => reached.intersection(backends).map(|it| format!("{it} is reached")).collect(),
+            Err(error) => vec![format!("{error:#}")],
+        };
         let what = format!("{observer} never reaches {service} of {of}: {because}");
         self.count(|report| &mut report.never, what, &wrong);
     }

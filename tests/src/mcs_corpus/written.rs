@@ -91,10 +91,10 @@ pub(super) fn refused(problems: &[String]) -> BTreeMap<String, BTreeSet<String>>
         else {
             continue;
         };
-        let codes = why.split("; ").filter_map(|why| {
-            let of = |what: &str| Some(why.rsplit_once(what)?.1.trim_end_matches("'s").to_owned());
-            let kind = if why.contains("id ") { "duplicate-id" } else { "overlapping-cidr" };
-            Some(format!("{kind}:{}", of(" cluster ")?))
+        let codes = why.split("; ").map(|why| match why.rsplit_once(" of cluster ") {
+            Some((what, of)) if what.starts_with("its id ") => format!("duplicate-id:{of}"),
+            Some((_, of)) => format!("overlapping-cidr:{of}"),
+            None => "no-id".to_owned(),
         });
         refused.entry(cluster.to_owned()).or_default().extend(codes);
     }

@@ -1,6 +1,6 @@
 //! What services cost: the compiler and the data paths' tables of a big world, a small change of it until it is in force, and packets.
 
-mod in_force;
+pub mod in_force;
 mod program;
 mod rig;
 mod tables;

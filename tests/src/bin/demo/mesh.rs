@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use causeway_model::{Family, NameServer};
 use causeway_tests::lab::{Lab, Pod};
-use causeway_tests::traffic::{Responder, ask_tcp, resolve_udp};
+use causeway_tests::traffic::{Query, Responder, Rtype, ask_tcp, resolve_udp};
 use serde_json::{Value, json};
 
 use crate::{heading, line};
@@ -55,8 +55,8 @@ impl Call<'_> {
         let server = SocketAddr::new(NameServer::DEFAULT.into(), NameServer::PORT);
         let began = Instant::now();
         loop {
-            let resolved = resolve_udp(self.client.namespace(), server, NAME);
-            let address = resolved.as_ref().ok().and_then(|resolved| resolved.addresses.first().copied());
+            let resolved = resolve_udp(self.client.namespace(), server, &Query::plain(NAME, Rtype::A));
+            let address = resolved.as_ref().ok().and_then(|resolved| resolved.addresses().first().copied());
             let answer = address.map(|to| ask_tcp(self.client.namespace(), SocketAddr::new(to, 80)));
             let by = answer.as_ref().and_then(|answer| answer.as_ref().ok()).map(|answer| answer.by.as_str());
             if let Some(to) = address

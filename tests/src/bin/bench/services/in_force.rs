@@ -1,9 +1,10 @@
 //! How soon a backend that changed is in force, in a big world: from the file to the first connection that the new one answers.
+//! Whoever has a big world of another kind measures it by [`measure`], too.
 
 use std::fs;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -23,7 +24,7 @@ use super::{BACKENDS, SERVICES, finding, service, slice};
 
 /// The service that changes.
 const CLUSTER_IP: &str = "10.96.200.1";
-const PORT: u16 = 8080;
+pub const PORT: u16 = 8080;
 const CHANGES: usize = 20;
 /// Services in one file.
 const IN_A_FILE: usize = 100;
@@ -43,7 +44,8 @@ pub fn run() -> Result<Vec<Finding>> {
             spec.nodes = 1;
             spec.fastpath = vec!["--memory".into(), "slow".into()];
         })?;
-        let (read, changed) = measure(path, &stand.lab)?;
+        let (read, changed) = measure(path, &stand.lab, world(&stand.lab)?)?;
+        known(&stand.lab)?;
         let mut read = finding("everything", ("from files to an answer", "s"), read, Vec::new());
         let mut middle = finding(
             "one backend",
@@ -62,45 +64,78 @@ pub fn run() -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
+/// A big world for a lab, with a service in it that one pod serves and then another.
+pub struct World<'a> {
+    /// What is told of it.
+    pub what: String,
+    /// The files that have it, each when it is its turn to be written.
+    pub files: Box<dyn Iterator<Item = (PathBuf, Vec<Value>)> + 'a>,
+    /// The node of the pods that serve.
+    pub node: &'static str,
+    /// The file that says which of them does, and what it says.
+    pub slice: PathBuf,
+    pub served_by: fn(&Pod) -> Value,
+    /// Where it is served, once that is known.
+    pub target: Box<dyn Fn() -> Result<Option<SocketAddr>> + 'a>,
+}
+
+/// Services of one cluster.
+fn world(lab: &Lab) -> Result<World<'static>> {
+    let directory = lab.manifests_of(1)?;
+    let slice_file = directory.join("changing-slice.yaml");
+    let changing_file = directory.join("changing-service.yaml");
+    let files = (0..SERVICES).step_by(IN_A_FILE).map(move |number| {
+        let documents = (number..number + IN_A_FILE).flat_map(|one| [service(one, 80), slice(one, BACKENDS)]);
+        (directory.join(format!("world-{number}.yaml")), documents.collect())
+    });
+    Ok(World {
+        what: format!("{SERVICES} services"),
+        files: Box::new(files.chain([(changing_file, vec![changing()])])),
+        node: "n1",
+        slice: slice_file,
+        served_by,
+        target: Box::new(|| Ok(Some(SocketAddr::new(CLUSTER_IP.parse()?, 80)))),
+    })
+}
+
 /// The time until everything is served, in seconds, and until each change is in force, in milliseconds.
-fn measure(path: &str, lab: &Lab) -> Result<(Samples, Samples)> {
+pub fn measure(path: &str, lab: &Lab, world: World<'_>) -> Result<(Samples, Samples)> {
+    let World { what, files, node, slice, served_by, target } = world;
     let client = lab.add_pod("n1", "client")?;
-    let backends = ["one", "other"].map(|name| lab.add_pod("n1", PodSpec::named(name)));
+    let backends = ["one", "other"].map(|name| lab.add_pod(node, PodSpec::named(name)));
     let [one, other] = backends;
     let pods = [one?, other?];
     let _servers = pods
         .iter()
         .map(|pod| Responder::start(pod.namespace(), PORT, pod.name()))
         .collect::<std::io::Result<Vec<_>>>()?;
-    let directory = lab.manifests_of(1)?;
     let began = Instant::now();
-    for number in (0..SERVICES).step_by(IN_A_FILE) {
-        let documents = (number..number + IN_A_FILE).flat_map(|one| [service(one, 80), slice(one, BACKENDS)]);
-        put(&directory, &format!("world-{number}"), documents)?;
-    }
-    put(&directory, "changing-service", [changing()])?;
-    put(&directory, "changing-slice", [served_by(&pods[0])])?;
-    let target = SocketAddr::new(CLUSTER_IP.parse()?, 80);
-    while client.run(|| ask(target)).ok().as_deref() != Some(pods[0].name()) {
+    files.into_iter().try_for_each(|(file, documents)| put(&file, documents))?;
+    put(&slice, [served_by(&pods[0])])?;
+    let target = loop {
         ensure!(began.elapsed() < READ, "nobody answers after {READ:?}");
+        if let Some(target) = target()?
+            && client.run(|| ask(target)).ok().as_deref() == Some(pods[0].name())
+        {
+            break target;
+        }
         std::thread::sleep(Duration::from_millis(20));
-    }
+    };
     let (mut read, mut changed) = (Samples::default(), Samples::default());
     read.push(began.elapsed().as_secs_f64());
-    eprintln!("  services: {path}: {SERVICES} services read and served in {:.1} s", read.median());
-    known(lab)?;
+    eprintln!("  {path}: {what} read and served in {:.1} s", read.median());
     let busy = Busy::start(&client, target);
     for run in 1..=CHANGES {
         std::thread::sleep(REST);
         let (old, new) = (&pods[(run + 1) % 2], &pods[run % 2]);
         busy.answered_by(old)?;
         let began = Instant::now();
-        put(&directory, "changing-slice", [served_by(new)])?;
+        put(&slice, [served_by(new)])?;
         let took = busy.first_of(new, began)?;
         changed.push(took.as_secs_f64() * 1e3);
     }
     busy.stop()?;
-    eprintln!("  services: {path}: a backend is in force in {:.1} ms", changed.median());
+    eprintln!("  {path}: a backend of {what} is in force in {:.1} ms", changed.median());
     Ok((read, changed))
 }
 
@@ -113,8 +148,7 @@ fn known(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn put(directory: &Path, name: &str, documents: impl IntoIterator<Item = Value>) -> Result<()> {
-    let file = directory.join(format!("{name}.yaml"));
+fn put(file: &Path, documents: impl IntoIterator<Item = Value>) -> Result<()> {
     let aside = file.with_extension("new");
     let text: Vec<String> = documents.into_iter().map(|document| document.to_string()).collect();
     fs::write(&aside, text.join("\n---\n"))?;
