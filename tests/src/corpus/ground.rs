@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use crate::namespace;
 static LABS: AtomicU32 = AtomicU32::new(0);
 
 /// How long agents may take until they have taken up a state.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How often they are asked meanwhile.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -37,8 +37,6 @@ pub(crate) struct Plan<'a> {
     pub hosts: BTreeMap<String, Vec<IpAddr>>,
     /// Whether hosts outside know the way to pods.
     pub pods_are_routed: bool,
-    /// More lines for every agent's configuration.
-    pub config: Vec<String>,
 }
 
 /// All that there is, as objects tell it.
@@ -81,19 +79,12 @@ pub(crate) struct Ground {
 impl Ground {
     /// Makes nodes and hosts. Pods come with the first case.
     pub fn build(plan: &Plan<'_>, scene: &Scene<'_>) -> Result<Self> {
-        let number = LABS.fetch_add(1, Ordering::Relaxed);
-        let mut spec = LabSpec::named(format!("c{}-{number}", std::process::id()));
         let order = in_order(plan);
         let place = |name: &&str| -> Result<Place> {
             let (addresses, pod_prefixes) = (plan.nodes[*name].ips.clone(), plan.prefixes[*name].clone());
             Ok(Place { name: name.parse()?, addresses, pod_prefixes })
         };
-        spec.places = order.iter().map(place).collect::<Result<_>>()?;
-        (spec.nodes, spec.datapath, spec.agents, spec.objects) = (order.len(), plan.datapath, false, false);
-        // Tens of thousands of connections that nobody needs any more.
-        spec.config.push("connection_timeouts: {tcp-closed: 3, udp: 10, udp-stream: 10}".into());
-        spec.config.extend(plan.config.iter().cloned());
-        let lab = Lab::up(spec).context("making the lab")?;
+        let lab = bare_lab(plan.datapath, order.iter().map(place).collect::<Result<_>>()?, 1)?;
         let nodes = order.iter().map(|name| Ok(((*name).to_owned(), lab.node(name)?)));
         let nodes = nodes.collect::<Result<BTreeMap<_, _>>>()?;
         let objects = lab.manifests_of(1)?.join("objects.yaml");
@@ -190,22 +181,7 @@ impl Ground {
     /// Writes all objects, and waits until they are in force on every node.
     pub fn settle(&mut self, scene: &Scene<'_>) -> Result<()> {
         self.write(scene)?;
-        let (revision, deadline) = (self.revision.to_string(), Instant::now() + PATIENCE);
-        for (name, node) in &self.nodes {
-            loop {
-                let status = status(node)?;
-                if status.source.revision.as_ref() == Some(&revision) {
-                    break;
-                }
-                let Status { waiting_for, problems, .. } = status;
-                ensure!(
-                    Instant::now() < deadline,
-                    "node {name} has not taken up the objects: it waits for {waiting_for:?}; {problems:?}"
-                );
-                std::thread::sleep(LOOK);
-            }
-        }
-        Ok(())
+        await_revision(self.nodes.values(), self.revision)
     }
 
     /// What every node says of itself.
@@ -222,12 +198,7 @@ impl Ground {
         merge(&mut cluster, &scene.cluster);
         let mut objects = vec![cluster];
         for (name, node) in scene.nodes {
-            let addresses: Vec<_> =
-                node.ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
-            let object = json!({
-                "apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": node.labels},
-                "spec": {"podCIDRs": self.prefixes[name]}, "status": {"addresses": addresses},
-            });
+            let object = node_object(name, &node.labels, &self.prefixes[name], &node.ips);
             objects.push(scene.besides("Node", name, object));
         }
         for (name, namespace) in scene.namespaces {
@@ -235,44 +206,100 @@ impl Ground {
             objects.push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}));
         }
         for pod in scene.pods.values() {
-            objects.push(scene.besides("Pod", &pod.id, self.pod_object(scene, pod)));
+            let own = if pod.host_network { &scene.nodes[&pod.node].ips } else { &pod.ips };
+            let runs = pod.host_network || self.plugged.contains_key(&pod.id);
+            let path = self.paths.get(&pod.id).copied();
+            objects.push(scene.besides("Pod", &pod.id, pod_object(pod, own, path, runs)));
         }
         objects.extend(scene.others.iter().cloned());
-        // JSON is YAML's flow style.
-        let text = objects.iter().map(|object| format!("---\n{object}\n")).collect::<String>();
-        let aside = self.objects.with_file_name(".objects.aside");
-        fs::write(&aside, text).and_then(|()| fs::rename(&aside, &self.objects))?;
-        Ok(())
+        write(&self.objects, &objects)
     }
+}
 
-    fn pod_object(&self, scene: &Scene<'_>, pod: &Pod) -> Value {
-        let (namespace, name) = pod.id.split_once('/').unwrap_or(("default", &pod.id));
-        let mut annotations = json!({});
-        if !pod.host_network {
-            let addresses: Vec<_> = pod.ips.iter().map(ToString::to_string).collect();
-            annotations["causeway.dev/addresses"] = addresses.join(", ").into();
+/// A lab with nodes at these places, dealt to so many clusters in turn. Agents and objects come later.
+pub(crate) fn bare_lab(datapath: Datapath, places: Vec<Place>, clusters: usize) -> Result<Lab> {
+    let number = LABS.fetch_add(1, Ordering::Relaxed);
+    let mut spec = LabSpec::named(format!("c{}-{number}", std::process::id()));
+    (spec.nodes, spec.clusters, spec.places, spec.datapath) = (places.len(), clusters, places, datapath);
+    (spec.agents, spec.objects) = (false, false);
+    // Tens of thousands of connections that nobody needs any more.
+    spec.config.push("connection_timeouts: {tcp-closed: 3, udp: 10, udp-stream: 10}".into());
+    Lab::up(spec).context("making the lab")
+}
+
+/// Waits until a state is in force on nodes.
+pub(crate) fn await_revision<'a>(
+    nodes: impl IntoIterator<Item = &'a lab::Node>,
+    revision: u64,
+) -> Result<()> {
+    let (revision, deadline) = (revision.to_string(), Instant::now() + PATIENCE);
+    for node in nodes {
+        loop {
+            let Status { source, waiting_for, problems, .. } = status(node)?;
+            if source.revision.as_ref() == Some(&revision) {
+                break;
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "node {} has not taken up the objects: it waits for {waiting_for:?}; {problems:?}",
+                node.name()
+            );
+            std::thread::sleep(LOOK);
         }
-        if let Some(path) = self.paths.get(&pod.id) {
-            annotations["causeway.dev/path"] = (*path).into();
-        }
-        let ports = pod.ports.iter();
-        let ports = ports
-            .map(|port| json!({"name": port.name, "containerPort": port.port, "protocol": port.protocol}))
-            .collect::<Vec<_>>();
-        let own = if pod.host_network { &scene.nodes[&pod.node].ips } else { &pod.ips };
-        let ips: Vec<_> = own.iter().map(|ip| json!({"ip": ip})).collect();
-        let runs = pod.host_network || self.plugged.contains_key(&pod.id);
-        let status =
-            if runs { json!({"phase": "Running", "podIPs": ips}) } else { json!({"phase": "Pending"}) };
-        json!({
-            "apiVersion": "v1", "kind": "Pod", "status": status,
-            "metadata": {"name": name, "namespace": namespace, "labels": pod.labels, "annotations": annotations},
-            "spec": {
-                "nodeName": pod.node, "hostNetwork": pod.host_network,
-                "containers": [{"name": "main", "image": "registry.invalid/pause", "ports": ports}],
-            },
-        })
     }
+    Ok(())
+}
+
+/// Writes objects to a file, if it says something else: whole, so that agents see all of a state or nothing of it.
+pub(crate) fn write(file: &Path, objects: &[Value]) -> Result<()> {
+    // JSON is YAML's flow style.
+    let text = objects.iter().map(|object| format!("---\n{object}\n")).collect::<String>();
+    if fs::read_to_string(file).is_ok_and(|before| before == text) {
+        return Ok(());
+    }
+    let aside = file.with_file_name(".objects.aside");
+    Ok(fs::write(&aside, text).and_then(|()| fs::rename(&aside, file))?)
+}
+
+/// A node as Kubernetes has it.
+pub(crate) fn node_object(
+    name: &str,
+    labels: &BTreeMap<String, String>,
+    prefixes: &[IpNetwork],
+    addresses: &[IpAddr],
+) -> Value {
+    let addresses: Vec<_> = addresses.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+    json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels},
+        "spec": {"podCIDRs": prefixes}, "status": {"addresses": addresses},
+    })
+}
+
+/// A pod as Kubernetes has it, with the addresses that it has or its node has, and the path that it asks for.
+pub(crate) fn pod_object(pod: &Pod, ips: &[IpAddr], path: Option<&str>, runs: bool) -> Value {
+    let (namespace, name) = pod.id.split_once('/').unwrap_or(("default", &pod.id));
+    let mut annotations = json!({});
+    if !pod.host_network {
+        let addresses: Vec<_> = pod.ips.iter().map(ToString::to_string).collect();
+        annotations["causeway.dev/addresses"] = addresses.join(", ").into();
+    }
+    if let Some(path) = path {
+        annotations["causeway.dev/path"] = path.into();
+    }
+    let ports = pod.ports.iter();
+    let ports = ports
+        .map(|port| json!({"name": port.name, "containerPort": port.port, "protocol": port.protocol}))
+        .collect::<Vec<_>>();
+    let ips: Vec<_> = ips.iter().map(|ip| json!({"ip": ip})).collect();
+    let status = if runs { json!({"phase": "Running", "podIPs": ips}) } else { json!({"phase": "Pending"}) };
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "status": status,
+        "metadata": {"name": name, "namespace": namespace, "labels": pod.labels, "annotations": annotations},
+        "spec": {
+            "nodeName": pod.node, "hostNetwork": pod.host_network,
+            "containers": [{"name": "main", "image": "registry.invalid/pause", "ports": ports}],
+        },
+    })
 }
 
 /// Puts what one object says over another: maps key by key, everything else whole.
@@ -290,7 +317,7 @@ fn merge(object: &mut Value, over: &Value) {
 }
 
 /// What an agent says, on a machine that may do much else.
-fn status(node: &lab::Node) -> Result<Status> {
+pub(crate) fn status(node: &lab::Node) -> Result<Status> {
     node.status().or_else(|_| node.status()).with_context(|| format!("node {}", node.name()))
 }
 

@@ -3,24 +3,20 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use causeway_model::{Family, PortProtocol};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::net::{self, SendFlags, SocketType, sockopt};
+use rustix::event::{PollFd, PollFlags};
 
-use super::servers::{End, Reply, Servers, What};
-use super::sockets::{Ports, now, open};
+use super::servers::{Reply, Servers, What};
+use super::sockets::{self, End, Ports, now};
 use crate::namespace::Namespace;
 use crate::traffic::sctp;
 
 /// Where the ports of those who ask are taken from: above those that services have on nodes.
 const PORTS: std::ops::RangeInclusive<u16> = 33_000..=59_999;
-/// How long nothing may happen before the clock is asked again.
-const LOOK: Duration = Duration::from_millis(5);
 /// When those ask again whose protocol does not do it for them.
 const AGAIN: Duration = Duration::from_millis(900);
 /// What those who ask say.
@@ -168,10 +164,7 @@ impl Prober {
                     0 => sctp::begins(*tag),
                     _ => sctp::data(&tag.to_be_bytes())?,
                 };
-                let packet = sctp::packet((own.port(), asker.target.port()), *peer_tag, &chunk)?;
-                let to = SocketAddr::new(asker.target.ip(), 0);
-                let socket = self.servers.raw(end)?;
-                net::sendto(socket, &packet, SendFlags::empty(), &to).map(drop).map_err(io::Error::from)
+                sockets::send(self.servers.raw(end)?, *own, asker.target, *peer_tag, &chunk)
             }
         };
         match sent {
@@ -201,14 +194,7 @@ impl Prober {
         let mut fds = self.servers.awaited();
         let served = fds.len();
         fds.extend(waiting.iter().filter_map(|index| askers[*index].awaits()));
-        let look = Timespec { tv_sec: 0, tv_nsec: i64::try_from(LOOK.as_nanos())? };
-        match poll(&mut fds, Some(&look)) {
-            Ok(0) => return Ok(()),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let ready: Vec<_> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        drop(fds);
+        let Some(ready) = sockets::ready(fds)? else { return Ok(()) };
         let (served, asked) = ready.split_at(served);
         self.servers.answer(served)?;
         for (index, _) in waiting.iter().zip(asked).filter(|(_, ready)| **ready) {
@@ -229,22 +215,16 @@ impl Prober {
 type Begun = io::Result<Result<Way, (Way, Came)>>;
 
 fn tcp(own: SocketAddr, target: SocketAddr) -> Begun {
-    let socket: OwnedFd = open(own.ip(), SocketType::STREAM, None)?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    // Whoever ends it says so with a reset, and keeps nothing of it.
-    sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
-    net::bind(&socket, &own)?;
-    let connected = net::connect(&socket, &target);
+    let (socket, begun) = sockets::connect(own, target)?;
     let way = Way::Tcp(socket.into(), false);
-    Ok(match connected {
-        Ok(()) | Err(Errno::INPROGRESS) => Ok(way),
-        Err(error) => Err((way, failed(&error.into()))),
+    Ok(match begun {
+        Ok(()) => Ok(way),
+        Err(error) => Err((way, failed(&error))),
     })
 }
 
 fn udp(own: SocketAddr, target: SocketAddr) -> Begun {
-    let socket = UdpSocket::bind(own)?;
-    socket.set_nonblocking(true)?;
+    let socket = sockets::datagrams(own)?;
     Ok(match socket.connect(target) {
         Ok(()) => Ok(Way::Udp(socket)),
         Err(error) => Err((Way::Udp(socket), failed(&error))),

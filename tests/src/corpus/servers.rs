@@ -9,25 +9,14 @@ use anyhow::{Context, Result};
 use causeway_model::PortProtocol;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
 use rustix::event::{PollFd, PollFlags};
-use rustix::net::{self, RecvFlags, SendFlags, SocketType, ipproto};
+use rustix::net::{self, RecvFlags};
 
-use super::sockets::{heard, now, open, plain};
+use super::sockets::{self, End, SERVER_TAG, heard, now, plain};
 use crate::namespace::Namespace;
 use crate::traffic::sctp;
 
-/// What servers of SCTP know their associations by.
-const TAG: u32 = 0x5e12_7e12;
 /// The types and codes of ICMP and ICMPv6 that say that nobody is at a port.
 const PORT_UNREACHABLE: [(u8, u8); 2] = [(3, 3), (1, 4)];
-
-/// A network namespace and an address in it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct End {
-    /// The namespace's name.
-    pub place: String,
-    /// The address.
-    pub address: IpAddr,
-}
 
 /// Something for one who asked over SCTP.
 #[derive(Clone, Debug)]
@@ -112,16 +101,12 @@ impl Servers {
                         }
                         continue;
                     }
-                    PortProtocol::Tcp => Namespace::named(place).run(|| -> io::Result<_> {
-                        let listener = TcpListener::bind(at)?;
-                        listener.set_nonblocking(true)?;
-                        Ok(Listener::Tcp(listener))
-                    }),
-                    PortProtocol::Udp => Namespace::named(place).run(|| -> io::Result<_> {
-                        let socket = UdpSocket::bind(at)?;
-                        socket.set_nonblocking(true)?;
-                        Ok(Listener::Udp(socket))
-                    }),
+                    PortProtocol::Tcp => {
+                        Namespace::named(place).run(|| sockets::listener(at)).map(Listener::Tcp)
+                    }
+                    PortProtocol::Udp => {
+                        Namespace::named(place).run(|| sockets::datagrams(at)).map(Listener::Udp)
+                    }
                 };
                 let listener = listener.with_context(|| format!("serving {protocol} {at} in {place}"))?;
                 self.servers.push(Server { end: end.clone(), id: id.to_owned(), port: *port, listener });
@@ -141,8 +126,7 @@ impl Servers {
     pub fn raw(&mut self, end: &End) -> Result<&OwnedFd> {
         if !self.raw.contains_key(end) {
             let opened = Namespace::named(&end.place).run(|| -> io::Result<_> {
-                let socket = open(end.address, SocketType::RAW, Some(ipproto::SCTP))?;
-                net::bind(&socket, &SocketAddr::new(end.address, 0))?;
+                let socket = sockets::raw(end.address)?;
                 // Errors come to a queue of their own, with the packet that they are about.
                 match end.address {
                     IpAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?,
@@ -262,14 +246,8 @@ impl Raw {
             let server = self.ports.get(&own.port());
             match self.said(server, own.port(), peer.ip(), chunk) {
                 Some((tag, chunk)) => {
-                    let packet = sctp::packet((own.port(), peer.port()), tag, &chunk)?;
                     // One that cannot be sent does not come.
-                    let _ = net::sendto(
-                        &self.socket,
-                        &packet,
-                        SendFlags::empty(),
-                        &SocketAddr::new(peer.ip(), 0),
-                    );
+                    let _ = sockets::send(&self.socket, own, peer, tag, &chunk);
                 }
                 None => {
                     let what = What::Chunk(header.verification_tag(), chunk.to_vec());
@@ -283,7 +261,7 @@ impl Raw {
     fn said(&self, server: Option<&String>, port: u16, saw: IpAddr, chunk: &[u8]) -> Option<(u32, Vec<u8>)> {
         let Some(id) = server else {
             // Nobody is there. Its tag is where that of an answer would be.
-            let (tag, _) = sctp::answer(chunk, TAG).filter(|_| sctp::is_begin(chunk))?;
+            let (tag, _) = sctp::answer(chunk, SERVER_TAG).filter(|_| sctp::is_begin(chunk))?;
             return Some((tag, sctp::ABORT.to_vec()));
         };
         let mut words = words(id, port, saw).into_bytes();
@@ -292,7 +270,7 @@ impl Raw {
             let tag = payload.get(..4)?.try_into().ok()?;
             return Some((u32::from_be_bytes(tag), sctp::data(&words).ok()?));
         }
-        sctp::answer_with(chunk, TAG, &words)
+        sctp::answer_with(chunk, SERVER_TAG, &words)
     }
 
     /// Reads the queue of errors.

@@ -35,7 +35,7 @@ pub struct Namespace {
 }
 
 /// A pod.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Pod {
     /// `namespace/name`.

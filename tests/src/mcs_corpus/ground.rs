@@ -5,8 +5,6 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use causeway_mesh::Namespaces;
@@ -17,15 +15,11 @@ use serde_json::{Value, json};
 
 use super::format::{Cluster, Settings};
 use super::stage::Member;
-use crate::lab::{self, Datapath, Lab, LabSpec, Place, PodSpec, Role};
+use crate::corpus;
+use crate::corpus::ground::{await_revision, bare_lab, node_object, pod_object, status, write};
+use crate::lab::{self, Datapath, Lab, Place, PodSpec, Role};
 use crate::namespace::Namespace;
 
-/// How many labs this process has made.
-static LABS: AtomicU32 = AtomicU32::new(0);
-/// How long agents may take until they have taken up a state.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// How often they are asked meanwhile.
-const LOOK: Duration = Duration::from_millis(5);
 /// The namespace of the pods that the lab plugs in.
 const PODS: &str = "lab";
 /// Where names are answered for pods that have no IPv4 address.
@@ -43,6 +37,12 @@ impl Pod {
     fn name(&self) -> String {
         let first = self.addresses.first().map(ToString::to_string).unwrap_or_default();
         format!("{}-{}", self.cluster, first.replace(['.', ':'], "-"))
+    }
+
+    /// The pod as files tell it.
+    fn on(&self, node: &str) -> corpus::Pod {
+        let (id, ips) = (format!("{PODS}/{}", self.name()), self.addresses.iter().copied().collect());
+        corpus::Pod { id, node: node.to_owned(), ips, ..corpus::Pod::default() }
     }
 }
 
@@ -67,18 +67,11 @@ pub(super) struct Ground {
 impl Ground {
     /// Makes a node for each of these clusters. Agents come with the first case.
     pub fn build(clusters: &BTreeMap<String, Cluster>, datapath: Datapath) -> Result<Self> {
-        let number = LABS.fetch_add(1, Ordering::Relaxed);
-        let mut spec = LabSpec::named(format!("m{}-{number}", std::process::id()));
         let place = |(name, cluster): (&String, &Cluster)| -> Result<Place> {
             let addresses = cluster.nodes.iter().filter_map(|prefix| prefix.iter().nth(1)).collect();
             Ok(Place { name: node_name(name).parse()?, addresses, pod_prefixes: cluster.pods.clone() })
         };
-        spec.places = clusters.iter().map(place).collect::<Result<_>>()?;
-        (spec.nodes, spec.clusters, spec.datapath) = (clusters.len(), clusters.len(), datapath);
-        (spec.agents, spec.objects) = (false, false);
-        // Thousands of connections that nobody needs any more.
-        spec.config.push("connection_timeouts: {tcp-closed: 3, udp: 10, udp-stream: 10}".into());
-        let lab = Lab::up(spec).context("making the lab")?;
+        let lab = bare_lab(datapath, clusters.iter().map(place).collect::<Result<_>>()?, clusters.len())?;
         let site = |(index, name): (usize, &String)| -> Result<_> {
             let node = lab.node(&node_name(name))?;
             Ok((name.clone(), Site { number: index + 1, node, config: None }))
@@ -181,8 +174,7 @@ impl Ground {
 
     /// What a cluster's agent says of itself.
     pub fn status(&self, cluster: &str) -> Result<Status> {
-        let node = &self.sites[cluster].node;
-        node.status().or_else(|_| node.status()).with_context(|| format!("node {}", node.name()))
+        status(&self.sites[cluster].node)
     }
 
     /// Writes all objects for all members, and waits until they are in force with each. A state that says a second time that it is
@@ -190,22 +182,8 @@ impl Ground {
     pub fn settle(&mut self, members: &[Member]) -> Result<()> {
         for _ in 0..2 {
             self.write(members)?;
-            let (revision, deadline) = (self.revision.to_string(), Instant::now() + PATIENCE);
-            for member in members {
-                loop {
-                    let status = self.status(member.name.as_str())?;
-                    if status.source.revision.as_ref() == Some(&revision) {
-                        break;
-                    }
-                    let Status { waiting_for, problems, .. } = status;
-                    let name = &member.name;
-                    ensure!(
-                        Instant::now() < deadline,
-                        "{name} has not taken up the objects: it waits for {waiting_for:?}; {problems:?}"
-                    );
-                    std::thread::sleep(LOOK);
-                }
-            }
+            let nodes = members.iter().map(|member| &self.sites[member.name.as_str()].node);
+            await_revision(nodes, self.revision)?;
         }
         Ok(())
     }
@@ -226,14 +204,14 @@ impl Ground {
             for other in members.iter().filter(|other| other.name != observer.name) {
                 let directory = below.join(other.name.as_str());
                 fs::create_dir_all(&directory)?;
-                write(&directory.join("objects.yaml"), &self.text(other, false))?;
+                write(&directory.join("objects.yaml"), &self.objects(other, false))?;
                 match other.lost {
                     Some(age) => fs::write(directory.join("lost"), format!("{}s", age.as_secs()))?,
                     None if directory.join("lost").exists() => fs::remove_file(directory.join("lost"))?,
                     None => {}
                 }
             }
-            write(&top.join("objects.yaml"), &self.text(observer, true))?;
+            write(&top.join("objects.yaml"), &self.objects(observer, true))?;
         }
         Ok(())
     }
@@ -250,7 +228,7 @@ impl Ground {
     }
 
     /// What is written of a cluster, for itself or for others.
-    fn text(&self, of: &Member, own: bool) -> String {
+    fn objects(&self, of: &Member, own: bool) -> Vec<Value> {
         let Cluster { id, region, pods, services, .. } = &of.cluster;
         let mut cluster = json!({
             "apiVersion": "causeway.dev/v1alpha1", "kind": "Cluster", "metadata": {"name": of.name},
@@ -260,18 +238,16 @@ impl Ground {
             cluster["metadata"]["annotations"] = json!({"causeway.dev/revision": self.revision.to_string()});
         }
         let node = &self.sites[of.name.as_str()].node;
-        let addresses: Vec<_> =
-            node.plan.node.underlay.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
         let mut objects = vec![
             cluster,
-            json!({
-                "apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name()},
-                "spec": {"podCIDRs": pods}, "status": {"addresses": addresses},
-            }),
+            node_object(node.name(), &BTreeMap::new(), pods, &node.plan.node.underlay),
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PODS}}),
         ];
         let here = self.plugged.iter().filter(|pod| pod.cluster == of.name.as_str());
-        objects.extend(here.map(|pod| pod_object(pod, node.name(), self.path(pod))));
+        objects.extend(here.map(|pod| {
+            let told = pod.on(node.name());
+            pod_object(&told, &told.ips, self.path(pod), true)
+        }));
         let list = of.settings.export_namespaces.clone();
         let list = list.map_or(Namespaces::Default, Namespaces::Only);
         let told = of
@@ -279,18 +255,8 @@ impl Ground {
             .iter()
             .filter(|((kind, name), _)| own || kind != "ServiceExport" || list.allow(&name.namespace));
         objects.extend(told.map(|(_, object)| object.clone()));
-        // JSON is YAML's flow style.
-        objects.iter().map(|object| format!("---\n{object}\n")).collect()
+        objects
     }
-}
-
-/// Writes a file whole, if it says something else.
-fn write(file: &std::path::Path, text: &str) -> Result<()> {
-    if fs::read_to_string(file).is_ok_and(|before| before == text) {
-        return Ok(());
-    }
-    let aside = file.with_file_name(".objects.aside");
-    Ok(fs::write(&aside, text).and_then(|()| fs::rename(&aside, file))?)
 }
 
 /// Lines of an agent's configuration.
@@ -318,20 +284,6 @@ pub(super) fn name_server(member: &Member) -> IpAddr {
         true => NameServer::DEFAULT.into(),
         false => NAMES_V6.into(),
     }
-}
-
-fn pod_object(pod: &Pod, node: &str, path: Option<&str>) -> Value {
-    let addresses: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
-    let ips: Vec<_> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
-    let mut annotations = json!({"causeway.dev/addresses": addresses.join(", ")});
-    if let Some(path) = path {
-        annotations["causeway.dev/path"] = path.into();
-    }
-    json!({
-        "apiVersion": "v1", "kind": "Pod", "status": {"phase": "Running", "podIPs": ips},
-        "metadata": {"name": pod.name(), "namespace": PODS, "annotations": annotations},
-        "spec": {"nodeName": node, "containers": [{"name": "main", "image": "registry.invalid/pause"}]},
-    })
 }
 
 /// The node of a cluster.

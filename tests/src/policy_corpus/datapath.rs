@@ -12,11 +12,12 @@ use serde_json::Value;
 use super::fault::Fault;
 use super::format::{Case, Corpus, Flow, Packet, Step};
 use super::ground;
-use super::prober::{End, Fate, Prober, Question};
+use super::prober::{Fate, Prober, Question};
 use super::run::{Outcome, Report, Results, Seen, is_answer, word};
 use super::world::{Act, Stage};
 use crate::corpus::ground::Ground;
 use crate::corpus::policies::Engine;
+use crate::corpus::sockets::End;
 use crate::corpus::{Failure, protocol};
 use crate::lab::Datapath;
 

@@ -7,10 +7,10 @@ use anyhow::Result;
 use ipnetwork::IpNetwork;
 
 use super::format::Corpus;
-use super::prober::End;
 use super::ranges::prefixes;
 use super::world::Stage;
 use crate::corpus::ground::{Ground, Plan};
+use crate::corpus::sockets::End;
 use crate::lab::Datapath;
 
 /// Makes nodes and hosts. Pods come with the first case.
@@ -24,7 +24,6 @@ pub(super) fn build(corpus: &Corpus, datapath: Datapath) -> Result<Ground> {
         pods: &topology.pods,
         hosts: topology.externals.iter().map(|(name, host)| (name.clone(), host.ips.clone())).collect(),
         pods_are_routed: true,
-        config: Vec::new(),
     };
     Ground::build(&plan, &stage.scene(&BTreeMap::new()))
 }

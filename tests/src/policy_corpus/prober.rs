@@ -8,29 +8,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use causeway_model::PortProtocol;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::net::{self, RecvFlags, SendFlags, SocketType, ipproto, sockopt};
+use rustix::event::{PollFd, PollFlags};
+use rustix::net::{self, RecvFlags, sockopt};
 
-use crate::corpus::sockets::{Ports, heard, now, open, plain};
+use crate::corpus::sockets::{self, End, Ports, SERVER_TAG, heard, now, plain};
 use crate::namespace::Namespace;
 use crate::traffic::sctp;
 
 /// Where the ports of those who begin are taken from.
 const PORTS: std::ops::RangeInclusive<u16> = 20_000..=59_999;
-/// How long nothing may happen before the clock and the caller are asked again.
-const LOOK: Duration = Duration::from_millis(5);
-/// What servers of SCTP know their associations by.
-const SERVER_TAG: u32 = 0x5e12_7e12;
-
-/// Someone who begins or answers connections: a network namespace and an address in it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct End {
-    /// The namespace's name.
-    pub place: String,
-    /// The address.
-    pub address: IpAddr,
-}
 
 /// A connection to be begun.
 #[derive(Clone, Debug)]
@@ -158,19 +144,13 @@ impl Prober {
             let (place, address) = ((end.clone(), port), SocketAddr::new(end.address, port));
             match protocol {
                 PortProtocol::Tcp if !self.tcp.contains_key(&place) => {
-                    let listener = TcpListener::bind(address)?;
-                    listener.set_nonblocking(true)?;
-                    self.tcp.insert(place, listener);
+                    self.tcp.insert(place, sockets::listener(address)?);
                 }
                 PortProtocol::Udp if !self.udp.contains_key(&place) => {
-                    let socket = UdpSocket::bind(address)?;
-                    socket.set_nonblocking(true)?;
-                    self.udp.insert(place, socket);
+                    self.udp.insert(place, sockets::datagrams(address)?);
                 }
                 PortProtocol::Sctp if !self.sctp.contains_key(end) => {
-                    let socket = open(end.address, SocketType::RAW, Some(ipproto::SCTP))?;
-                    net::bind(&socket, &SocketAddr::new(end.address, 0))?;
-                    self.sctp.insert(end.clone(), socket);
+                    self.sctp.insert(end.clone(), sockets::raw(end.address)?);
                 }
                 _ => {}
             }
@@ -225,29 +205,19 @@ impl Prober {
     ) -> io::Result<Asker> {
         Ok(match protocol {
             PortProtocol::Tcp => {
-                let socket = open(own.ip(), SocketType::STREAM, None)?;
-                sockopt::set_socket_reuseaddr(&socket, true)?;
-                // Whoever ends it says so with a reset, and keeps nothing of it.
-                sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
-                net::bind(&socket, &own)?;
-                match net::connect(&socket, &target) {
-                    Ok(()) | Err(Errno::INPROGRESS) => {}
-                    Err(error) => return Err(error.into()),
-                }
+                let (socket, begun) = sockets::connect(own, target)?;
+                begun?;
                 Asker::Tcp(socket)
             }
             PortProtocol::Udp => {
-                let socket = UdpSocket::bind(own)?;
-                socket.set_nonblocking(true)?;
+                let socket = sockets::datagrams(own)?;
                 socket.connect(target)?;
                 socket.send(b"who?")?;
                 Asker::Udp(socket)
             }
             PortProtocol::Sctp => {
                 let socket = self.sctp.get(from).ok_or_else(|| io::Error::other("no raw socket"))?;
-                let packet = sctp::packet((own.port(), target.port()), 0, &sctp::begins(client_tag(index)))?;
-                let to = SocketAddr::new(target.ip(), 0);
-                net::sendto(socket, &packet, SendFlags::empty(), &to)?;
+                sockets::send(socket, own, target, 0, &sctp::begins(client_tag(index)))?;
                 Asker::Sctp
             }
         })
@@ -266,13 +236,7 @@ impl Prober {
         fds.extend(self.udp.values().map(|socket| PollFd::new(socket, PollFlags::IN)));
         fds.extend(self.sctp.values().map(|socket| PollFd::new(socket, PollFlags::IN)));
         fds.extend(waiting.iter().filter_map(|index| volley.askers[*index].awaits()));
-        let look = Timespec { tv_sec: 0, tv_nsec: i64::try_from(LOOK.as_nanos())? };
-        match poll(&mut fds, Some(&look)) {
-            Ok(0) => return Ok(false),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let ready: Vec<_> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let Some(ready) = sockets::ready(fds)? else { return Ok(false) };
         let (tcp, ready) = ready.split_at(self.tcp.len());
         let (udp, ready) = ready.split_at(self.udp.len());
         let (sctp, asked) = ready.split_at(self.sctp.len());
@@ -343,9 +307,8 @@ impl Volley {
                 }
             } else if let Some((tag, chunk)) = sctp::answer(chunk, SERVER_TAG) {
                 self.saw(PortProtocol::Sctp, from, to, |fate| fate.arrived = true);
-                let packet = sctp::packet((to.port(), from.port()), tag, &chunk)?;
                 // One that cannot be sent does not come.
-                let _ = net::sendto(socket, &packet, SendFlags::empty(), &SocketAddr::new(from.ip(), 0));
+                let _ = sockets::send(socket, to, from, tag, &chunk);
             }
         }
         Ok(())

@@ -64,7 +64,6 @@ impl Lab {
             pods: &topology.pods,
             hosts,
             pods_are_routed: false,
-            config: Vec::new(),
         };
         let ground = Ground::build(&plan, &stage.scene())?;
         let (prober, served, ways) = (Prober::default(), BTreeMap::new(), Vec::new());
