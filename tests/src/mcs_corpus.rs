@@ -16,19 +16,35 @@ mod written;
 use anyhow::Result;
 
 pub use format::{Case, Corpus, Step};
-pub use run::Report;
+pub use run::{Report, Tallies};
 
+use crate::corpus::Suite;
 use crate::lab::Datapath;
 use fault::Fault;
 
-/// Runs a file, or one case of it, against the mesh's engine. `flip` wants the opposite of everything asserted.
-pub fn run(corpus: &Corpus, case: Option<&str>, flip: bool, fault: Option<Fault>) -> Result<Report> {
-    let mut engine = engine::Engine::default();
-    Ok(run::run(corpus, &run::chosen(corpus, case)?, flip, fault, &mut engine))
-}
+impl Suite for Corpus {
+    const FORMAT: &'static str = "causeway-mcs-corpus/1";
+    type Case = Case;
+    type Fault = Fault;
+    type Tallies = Tallies;
 
-/// Runs cases of a file on one lab.
-pub fn run_on(corpus: &Corpus, cases: &[&Case], datapath: Datapath, flip: bool) -> Result<Report> {
-    let mut lab = datapath::Lab::build(corpus, cases, datapath)?;
-    Ok(run::run(corpus, cases, flip, None, &mut lab))
+    fn format(&self) -> &str {
+        &self.format
+    }
+
+    fn cases(&self) -> &[Case] {
+        &self.cases
+    }
+
+    fn title(case: &Case) -> (&str, &str) {
+        (&case.id, &case.kind)
+    }
+
+    fn run(&self, cases: &[&Case], flip: bool, fault: Option<Fault>) -> Result<Report> {
+        Ok(run::run(self, cases, flip, fault, &mut engine::Engine::default()))
+    }
+
+    fn run_on(&self, cases: &[&Case], datapath: Datapath, flip: bool) -> Result<Report> {
+        Ok(run::run(self, cases, flip, None, &mut datapath::Lab::build(self, cases, datapath)?))
+    }
 }

@@ -11,17 +11,35 @@ mod world;
 use anyhow::Result;
 
 pub use format::{Case, Corpus, Step};
-pub use run::Report;
+pub use run::{Report, Tallies};
 
+use crate::corpus::Suite;
 use crate::lab::Datapath;
 use fault::Fault;
 
-/// Runs a file, or one case of it, against the compilers. `flip` wants the opposite of every asserted probe.
-pub fn run(corpus: &Corpus, case: Option<&str>, flip: bool, fault: Option<Fault>) -> Result<Report> {
-    run::run(corpus, &run::chosen(corpus, case)?, flip, &mut engine::Engine::new(fault))
-}
+impl Suite for Corpus {
+    const FORMAT: &'static str = "causeway-service-corpus/1";
+    type Case = Case;
+    type Fault = Fault;
+    type Tallies = Tallies;
 
-/// Runs cases of a file on one lab.
-pub fn run_on(corpus: &Corpus, cases: &[&Case], datapath: Datapath, flip: bool) -> Result<Report> {
-    run::run(corpus, cases, flip, &mut datapath::Lab::build(corpus, datapath)?)
+    fn format(&self) -> &str {
+        &self.format
+    }
+
+    fn cases(&self) -> &[Case] {
+        &self.cases
+    }
+
+    fn title(case: &Case) -> (&str, &str) {
+        (&case.id, &case.kind)
+    }
+
+    fn run(&self, cases: &[&Case], flip: bool, fault: Option<Fault>) -> Result<Report> {
+        run::run(self, cases, flip, &mut engine::Engine::new(fault))
+    }
+
+    fn run_on(&self, cases: &[&Case], datapath: Datapath, flip: bool) -> Result<Report> {
+        run::run(self, cases, flip, &mut datapath::Lab::build(self, datapath)?)
+    }
 }

@@ -2,13 +2,12 @@
 //!
 //! Every run has a few cases on each data path, other ones with each commit, and says which; CAUSEWAY_TESTS=full has all of them.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
-use causeway_tests::corpus::{is_full, seed};
+use causeway_tests::corpus::{Suite, sample};
 use causeway_tests::lab::Datapath;
+use causeway_tests::mcs_corpus::Corpus;
 use causeway_tests::mcs_corpus::fault::Fault;
-use causeway_tests::mcs_corpus::{Case, Corpus, run, run_on};
 
 /// How many cases each data path has in every run.
 const CASES: usize = 6;
@@ -20,66 +19,33 @@ fn corpus() -> Corpus {
 
 #[test]
 fn every_case_holds_on_the_engine() {
-    let report = run(&corpus(), None, false, None).unwrap();
-    assert!(report.failures.is_empty(), "{:#?}", &report.failures[..report.failures.len().min(20)]);
+    let report = corpus().run_all(false);
+    report.assert_held();
     assert_eq!((report.passed, report.failed), (69, 0));
-    let asserted = (report.exports.asserted, report.views.asserted, report.names.asserted);
+    let tallies = report.tallies;
+    let asserted = (tallies.exports.asserted, tallies.views.asserted, tallies.names.asserted);
     assert_eq!(asserted, (255, 332, 2351));
-    assert_eq!(report.local.asserted, 230);
-    let asserted = (report.never.asserted, report.agreements.asserted, report.refusals.asserted);
+    assert_eq!(tallies.local.asserted, 230);
+    let asserted = (tallies.never.asserted, tallies.agreements.asserted, tallies.refusals.asserted);
     assert_eq!(asserted, (94, 1, 6));
-    assert_eq!(report.invariants.asserted, 326);
+    assert_eq!(tallies.invariants.asserted, 326);
 }
 
 #[test]
 fn the_opposite_of_everything_fails() {
-    let report = run(&corpus(), None, true, None).unwrap();
-    let asserted = report.asserted();
-    assert_eq!(asserted.failed, asserted.asserted);
-    assert_eq!(report.failures.len(), asserted.failed, "invariants are not flipped");
+    corpus().run_all(true).assert_all_failed();
 }
 
 #[test]
 fn every_fault_is_seen_and_every_kind_of_case_sees_one() {
     let corpus = corpus();
-    let kinds: BTreeMap<_, _> =
-        corpus.cases.iter().map(|case| (case.id.as_str(), case.kind.as_str())).collect();
-    let mut unseeing: BTreeSet<_> = kinds.values().copied().collect();
-    for fault in Fault::ALL {
-        let mut seen = false;
-        for (case, kind) in &kinds {
-            if seen && !unseeing.contains(kind) {
-                continue;
-            }
-            let report = run(&corpus, Some(case), false, Some(fault)).unwrap();
-            if report.asserted().failed > 0 {
-                seen = true;
-                unseeing.remove(kind);
-            }
-        }
-        assert!(seen, "{fault:?} is not seen");
-    }
-    assert!(unseeing.is_empty(), "no fault turns these red: {unseeing:?}");
-}
-
-/// The file's cases, as many as there is time for: another choice with each commit.
-fn chosen(corpus: &Corpus) -> Vec<&Case> {
-    let mut cases: Vec<_> = corpus.cases.iter().collect();
-    if !is_full() {
-        fastrand::Rng::with_seed(seed()).shuffle(&mut cases);
-        cases.truncate(CASES);
-    }
-    cases
+    let blind = corpus.blind_kinds(&Fault::ALL);
+    assert!(blind.is_empty(), "no fault turns these red: {blind:?}");
 }
 
 fn hold_on(datapath: Datapath) {
     let corpus = corpus();
-    let cases = chosen(&corpus);
-    let names: Vec<_> = cases.iter().map(|case| case.id.as_str()).collect();
-    println!("{datapath}: {}", names.join(" "));
-    let report = run_on(&corpus, &cases, datapath, false).expect("root, and a lab");
-    assert!(report.failures.is_empty(), "{:#?}", &report.failures[..report.failures.len().min(20)]);
-    assert_eq!(report.passed + report.unsupported.len(), cases.len());
+    corpus.hold_on(&sample(corpus.all(), CASES, |_| 1), datapath);
 }
 
 #[test]
@@ -100,11 +66,10 @@ fn the_cases_of_this_commit_hold_on_nodes_of_either_path_and_both() {
 #[test]
 fn the_opposite_of_everything_fails_on_a_data_path() {
     let corpus = corpus();
-    let cases: Vec<_> = corpus.cases.iter().filter(|case| case.id == "lost-and-back").collect();
-    let report = run_on(&corpus, &cases, Datapath::Kernel, true).unwrap();
-    let asserted = report.asserted();
-    assert!(report.names.asserted > 0, "names are asked of the nodes");
-    assert_eq!((asserted.failed, report.failures.len()), (asserted.asserted, asserted.asserted));
+    let cases = corpus.named(&["lost-and-back"]).unwrap();
+    let report = corpus.run_on(&cases, Datapath::Kernel, true).unwrap();
+    assert!(report.tallies.names.asserted > 0, "names are asked of the nodes");
+    report.assert_all_failed();
 }
 
 /// What the runner ends with.

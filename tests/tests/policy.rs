@@ -3,12 +3,12 @@
 //! Every run has about twenty-five steps on each data path, other ones with each commit, and says which; CAUSEWAY_TESTS=full has
 //! all of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use causeway_tests::corpus::{is_full, seed};
+use causeway_tests::corpus::{Suite, is_full, sample, seed};
 use causeway_tests::lab::Datapath;
 use causeway_tests::policy_corpus::fault::Fault;
-use causeway_tests::policy_corpus::{Case, Corpus, Report, run, run_on, run_wrong_on};
+use causeway_tests::policy_corpus::{Case, Corpus, run_wrong_on};
 
 const FILE: &str = include_str!("../data/policy/cases.yaml");
 
@@ -22,47 +22,27 @@ fn corpus() -> Corpus {
 
 #[test]
 fn every_case_holds_on_the_engine() {
-    let report = run(&corpus(), None, false, None).unwrap();
-    assert!(report.failures.is_empty(), "{:#?}", &report.failures[..report.failures.len().min(20)]);
+    let report = corpus().run_all(false);
+    report.assert_held();
     let unsupported =
         ["cnp-066", "cnp-067", "cnp-069", "cnp-071", "anp-001", "anp-002", "anp-004", "anp-007", "anp-008"];
     assert_eq!(report.unsupported, unsupported);
     assert_eq!(report.passed + unsupported.len(), 202);
-    assert!(report.cells.asserted > 70_000, "{:?}", report.cells);
-    assert_eq!((report.packets.asserted, report.rejections.asserted), (15, 9));
+    let tallies = report.tallies;
+    assert!(tallies.cells.asserted > 70_000, "{:?}", tallies.cells);
+    assert_eq!((tallies.packets.asserted, tallies.rejections.asserted), (15, 9));
 }
 
 /// How many steps of cases each data path has in every run.
 const STEPS: usize = 25;
 
-/// The file's cases and its twenty mirrored ones, as many as there is time for: another choice with each commit.
-fn chosen(corpus: &Corpus) -> Vec<Case> {
-    let mut cases: Vec<_> =
-        corpus.cases.iter().cloned().chain(corpus.mirrored(MIRRORED).expect("cases can be told")).collect();
-    if is_full() {
-        return cases;
-    }
-    fastrand::Rng::with_seed(seed()).shuffle(&mut cases);
-    let mut steps = 0;
-    cases.retain(|case| {
-        let has_room = steps < STEPS;
-        steps += case.steps().map_or(1, |steps| steps.len());
-        has_room
-    });
-    cases
-}
-
-fn hold_on(datapath: Datapath) -> Report {
+/// The file's cases and its twenty mirrored ones, as many as there is time for.
+fn hold_on(datapath: Datapath) {
     let corpus = corpus();
-    let cases = chosen(&corpus);
-    let names: Vec<_> = cases.iter().map(|case| case.id.as_str()).collect();
-    println!("{datapath}: {}", names.join(" "));
-    let report =
-        run_on(&corpus, &cases.iter().collect::<Vec<_>>(), datapath, false).expect("root, and a lab");
-    println!("{datapath}: {:?} {:?} {:?}", report.cells, report.packets, report.packets_seen);
-    assert!(report.failures.is_empty(), "{:#?}", &report.failures[..report.failures.len().min(20)]);
-    assert_eq!(report.passed + report.unsupported.len(), cases.len());
-    report
+    let mirrored = corpus.mirrored(MIRRORED).expect("cases can be told");
+    let cases = corpus.cases.iter().chain(&mirrored).collect();
+    let steps = |case: &&Case| case.steps().map_or(1, |steps| steps.len());
+    corpus.hold_on(&sample(cases, STEPS, steps), datapath);
 }
 
 #[test]
@@ -87,22 +67,16 @@ fn random_worlds_are_judged_alike_by_every_data_path_and_the_slow_evaluator() {
     // 2,592 connections each.
     corpus.cases = corpus.random(seed, if is_full() { 6 } else { 1 }).expect("cases can be drawn");
     for datapath in [Datapath::Fast, Datapath::Kernel, Datapath::Mixed] {
-        let cases: Vec<_> = corpus.cases.iter().collect();
-        let report = run_on(&corpus, &cases, datapath, false).expect("root, and a lab");
-        println!("{datapath}: {:?} {:?}", report.cells, report.packets_seen);
-        assert!(report.failures.is_empty(), "{:#?}", &report.failures[..report.failures.len().min(20)]);
+        corpus.hold_on(&corpus.all(), datapath);
     }
 }
 
 #[test]
 fn the_opposite_of_every_connection_fails() {
     let corpus = corpus();
-    let cases: Vec<_> =
-        corpus.cases.iter().filter(|case| ["np-001", "np-144"].contains(&case.id.as_str())).collect();
-    let report = run_on(&corpus, &cases, Datapath::Fast, true).unwrap();
-    assert_eq!(report.cells.failed, report.cells.asserted);
-    assert_eq!(report.packets.failed, report.packets.asserted);
-    assert_eq!(report.failures.len(), report.cells.failed + report.packets.failed);
+    let cases = corpus.named(&["np-001", "np-144"]).unwrap();
+    let report = corpus.run_on(&cases, Datapath::Fast, true).unwrap();
+    report.assert_all_failed();
     assert_eq!(report.failed, cases.len());
 }
 
@@ -114,42 +88,24 @@ fn cases_over_ipv4_hold_over_ipv6() {
     let mut corpus = corpus();
     corpus.cases = corpus.mirrored(MIRRORED).unwrap();
     assert_eq!(corpus.cases.len(), MIRRORED);
-    let report = run(&corpus, None, false, None).unwrap();
-    assert!(report.failures.is_empty(), "{:#?}", &report.failures[..report.failures.len().min(20)]);
+    let report = corpus.run_all(false);
+    report.assert_held();
     assert_eq!((report.passed, report.unsupported.len()), (MIRRORED, 0));
-    assert!(report.cells.asserted > 4000, "{:?}", report.cells);
+    assert!(report.tallies.cells.asserted > 4000, "{:?}", report.tallies.cells);
 }
 
 #[test]
 fn the_opposite_of_every_cell_fails() {
-    let report = run(&corpus(), None, true, None).unwrap();
-    assert_eq!(report.cells.failed, report.cells.asserted);
-    assert_eq!(report.packets.failed, report.packets.asserted);
-    assert_eq!(report.rejections.failed, 0, "these are not flipped");
-    assert_eq!(report.failures.len(), report.cells.failed + report.packets.failed);
+    let report = corpus().run_all(true);
+    report.assert_all_failed();
+    assert_eq!(report.tallies.rejections.failed, 0, "these are not flipped");
 }
 
 #[test]
 fn every_wrong_compile_is_seen_and_every_kind_of_case_sees_one() {
     let corpus = corpus();
-    let kinds: BTreeMap<_, _> =
-        corpus.cases.iter().map(|case| (case.id.as_str(), case.kind.as_str())).collect();
-    let mut unseeing: BTreeSet<_> = kinds.values().copied().collect();
-    for fault in Fault::ALL {
-        let mut seen = false;
-        for (case, kind) in &kinds {
-            if seen && !unseeing.contains(kind) {
-                continue;
-            }
-            let report = run(&corpus, Some(case), false, Some(fault)).unwrap();
-            if report.cells.failed > 0 {
-                seen = true;
-                unseeing.remove(kind);
-            }
-        }
-        assert!(seen, "{fault:?} is not seen");
-    }
-    assert_eq!(unseeing, BTreeSet::from(BEYOND_FAULTS), "no fault turns these red");
+    let blind = corpus.blind_kinds(&Fault::ALL);
+    assert_eq!(blind, BTreeSet::from(BEYOND_FAULTS), "no fault turns these red");
 }
 
 /// How many wrong compiles each data path is given in every run.
@@ -161,8 +117,8 @@ const FEW: usize = 12;
 fn sees(corpus: &Corpus, fault: Fault) -> &Case {
     let mut best = None;
     for case in &corpus.cases {
-        let report = run(corpus, Some(&case.id), false, Some(fault)).expect("it can be told");
-        let failed = report.cells.failed;
+        let report = corpus.run(&[case], false, Some(fault)).expect("it can be told");
+        let failed = report.tallies.cells.failed;
         if failed > 0 && best.is_none_or(|(least, _)| failed < least) {
             best = Some((failed, case));
         }

@@ -2,59 +2,9 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
-use causeway_tests::corpus::command::{Arguments, tell};
-use causeway_tests::lab::Lab;
-use causeway_tests::service_corpus::{Corpus, Report, run, run_on};
-use clap::Parser;
-
-/// Runs a file of the format causeway-service-corpus/1 and tells what is not as it should be. Ends with 0 if everything is, with 1
-/// if something is not, with 2 if the file cannot be read or the lab cannot be made.
-#[derive(Parser)]
-#[command(name = "service-corpus", version, max_term_width = 120)]
-struct Command {
-    #[command(flatten)]
-    arguments: Arguments,
-}
+use causeway_tests::corpus::command;
+use causeway_tests::service_corpus::Corpus;
 
 fn main() -> ExitCode {
-    let Command { arguments } = Command::parse();
-    match told(&arguments) {
-        Ok(report) if report.failed == 0 => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("service-corpus: {error:#}");
-            ExitCode::from(2)
-        }
-    }
-}
-
-fn told(arguments: &Arguments) -> Result<Report> {
-    let corpus = Corpus::read(&arguments.text()?).with_context(|| arguments.file.display().to_string())?;
-    let case = arguments.case.as_deref();
-    let report = match arguments.datapath {
-        None => run(&corpus, case, arguments.flip, None)?,
-        Some(datapath) => {
-            Lab::sweep()?;
-            let cases: Vec<_> =
-                corpus.cases.iter().filter(|this| case.is_none_or(|id| this.id == id)).collect();
-            ensure!(!cases.is_empty(), "no case {}", case.unwrap_or("at all"));
-            run_on(&corpus, &cases, datapath, arguments.flip)?
-        }
-    };
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-        return Ok(report);
-    }
-    tell(&report.failures);
-    let Report { passed, failed, unsupported, probes, open, answered, .. } = &report;
-    println!(
-        "probes {} of {} failed, {open} not asserted; {answered} connections answered",
-        probes.failed, probes.asserted
-    );
-    if !unsupported.is_empty() {
-        println!("not supported: {}", unsupported.join(" "));
-    }
-    println!("{passed} pass, {failed} fail, {} unsupported", unsupported.len());
-    Ok(report)
+    command::main::<Corpus>(env!("CARGO_BIN_NAME"))
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use causeway_model::PortProtocol;
 use ipnetwork::IpNetwork;
 use serde::de::{DeserializeOwned, Error};
@@ -11,15 +11,11 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::expect::Expect;
-use crate::corpus;
-
-/// The format that is known here.
-const FORMAT: &str = "causeway-mcs-corpus/1";
 
 /// A file of cases.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Corpus {
-    format: String,
+    pub(super) format: String,
     /// What every case begins with.
     pub topology: Topology,
     /// The cases.
@@ -267,13 +263,6 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Want<T> {
 }
 
 impl Corpus {
-    /// Reads a file's text.
-    pub fn read(text: &str) -> Result<Self> {
-        let corpus: Self = corpus::read(text)?;
-        ensure!(corpus.format == FORMAT, "the format is {:?}, and {FORMAT} is known here", corpus.format);
-        Ok(corpus)
-    }
-
     /// A cluster as it is in a case.
     pub fn cluster(&self, case: &Case, name: &str) -> Result<Cluster> {
         use anyhow::Context;

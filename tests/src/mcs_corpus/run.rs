@@ -1,9 +1,10 @@
 //! A file of cases run, whatever it is run against.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::rc::Rc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::expect::{Expect, Never};
@@ -12,17 +13,11 @@ use super::format::{Case, Corpus, Name, Step, Want};
 use super::judge::{self, Regions, Viewed, family_text, service_name};
 use super::look::Look;
 use super::stage::{Done, Stage};
-use crate::corpus::{Failure, Tally};
+use crate::corpus::{self, Failure, Tally};
 
-/// What became of a file.
+/// What is counted.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
-    /// Cases that passed.
-    pub passed: usize,
-    /// Cases that failed.
-    pub failed: usize,
-    /// Cases that ask for what is not supported: counted apart.
-    pub unsupported: Vec<String>,
+pub struct Tallies {
     /// Exports with their conditions.
     pub exports: Tally,
     /// Views of services: import and backends together.
@@ -39,19 +34,33 @@ pub struct Report {
     pub refusals: Tally,
     /// Observers after steps, whose invariants hold; never flipped.
     pub invariants: Tally,
-    /// All that failed.
-    pub failures: Vec<Failure>,
 }
 
-impl Report {
-    /// Everything that `flip` turns round.
-    pub fn asserted(&self) -> Tally {
+/// What became of a file.
+pub type Report = corpus::Report<Tallies>;
+
+impl corpus::Tallies for Tallies {
+    fn asserted(&self) -> Tally {
         let all =
             [self.exports, self.views, self.names, self.local, self.never, self.agreements, self.refusals];
-        all.into_iter().fold(Tally::default(), |mut sum, tally| {
-            sum += tally;
-            sum
-        })
+        all.into_iter().sum()
+    }
+}
+
+impl fmt::Display for Tallies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tallies = [
+            ("exports", self.exports),
+            ("views", self.views),
+            ("names", self.names),
+            ("own services", self.local),
+            ("never reached", self.never),
+            ("agreements", self.agreements),
+            ("refusals", self.refusals),
+            ("invariants", self.invariants),
+        ];
+        let told = tallies.map(|(what, Tally { asserted, failed })| format!("{what} {failed} of {asserted}"));
+        write!(f, "failed: {}", told.join(", "))
     }
 }
 
@@ -96,13 +105,6 @@ pub(super) fn run(
     report
 }
 
-/// The cases that are asked for: one, or all.
-pub(super) fn chosen<'a>(corpus: &'a Corpus, case: Option<&str>) -> Result<Vec<&'a Case>> {
-    let chosen: Vec<_> = corpus.cases.iter().filter(|this| case.is_none_or(|id| this.id == id)).collect();
-    ensure!(!chosen.is_empty(), "no case {}", case.unwrap_or("at all"));
-    Ok(chosen)
-}
-
 /// A case that is being told.
 struct Story<'a> {
     case: &'a Case,
@@ -115,7 +117,7 @@ struct Story<'a> {
 type Seen = BTreeMap<String, Rc<dyn Look>>;
 
 /// What kind of assertion it is.
-type Kinds = fn(&mut Report) -> &mut Tally;
+type Kinds = fn(&mut Tallies) -> &mut Tally;
 
 impl Story<'_> {
     fn fail(&mut self, what: impl Into<String>, found: String) {
@@ -126,7 +128,7 @@ impl Story<'_> {
     /// Counts an assertion, and tells it if it does not hold, or holds and must not.
     fn count(&mut self, kind: Kinds, what: String, wrong: &[String]) {
         let failed = wrong.is_empty() == self.flip;
-        let tally = kind(self.report);
+        let tally = kind(&mut self.report.tallies);
         tally.asserted += 1;
         tally.failed += usize::from(failed);
         if failed {
@@ -172,12 +174,12 @@ impl Story<'_> {
                 expect.never.iter().for_each(|never| self.never(observer, &**look, never));
                 for (name, local) in expect.local.get(observer).into_iter().flatten() {
                     let wrong = look.wrong_of_own(name, local);
-                    self.count(|report| &mut report.local, format!("{name} of {observer}"), &wrong);
+                    self.count(|tallies| &mut tallies.local, format!("{name} of {observer}"), &wrong);
                 }
                 let broken = subject.broken(&stage, observer, &**look)?;
-                self.report.invariants.asserted += 1;
+                self.report.tallies.invariants.asserted += 1;
                 if !broken.is_empty() {
-                    self.report.invariants.failed += 1;
+                    self.report.tallies.invariants.failed += 1;
                     self.fail(format!("invariants of {observer}"), broken.join("; "));
                 }
             }
@@ -218,7 +220,7 @@ impl Story<'_> {
                         wrong.push(format!("{observer} sees {theirs:?}"));
                     }
                 }
-                self.count(|report| &mut report.exports, format!("export of {name} by {cluster}"), &wrong);
+                self.count(|tallies| &mut tallies.exports, format!("export of {name} by {cluster}"), &wrong);
             }
         }
         Ok(())
@@ -254,9 +256,9 @@ impl Story<'_> {
                         None => drop(shown.insert(name, both)),
                     }
                     let best = found.into_iter().min_by_key(Viewed::faults).unwrap_or_default();
-                    self.count(|report| &mut report.views, format!("{from} sees {name}"), &best.wrong);
+                    self.count(|tallies| &mut tallies.views, format!("{from} sees {name}"), &best.wrong);
                     for (question, wrong) in best.names {
-                        self.count(|report| &mut report.names, format!("{from} asks {question}"), &wrong);
+                        self.count(|tallies| &mut tallies.names, format!("{from} asks {question}"), &wrong);
                     }
                 }
             }
@@ -264,7 +266,7 @@ impl Story<'_> {
         for name in &expect.agree {
             let agreed = shown.get(name).is_some_and(|numbers| !numbers.is_empty());
             let wrong = if agreed { Vec::new() } else { vec!["observers show different views".to_owned()] };
-            self.count(|report| &mut report.agreements, format!("agreement on {name}"), &wrong);
+            self.count(|tallies| &mut tallies.agreements, format!("agreement on {name}"), &wrong);
         }
         Ok(())
     }
@@ -275,13 +277,13 @@ impl Story<'_> {
             let found = all.get(cluster).cloned().unwrap_or_default();
             let wrong: Vec<_> =
                 (found != *want).then(|| format!("wanted {want:?}, found {found:?}")).into_iter().collect();
-            self.count(|report| &mut report.refusals, format!("{observer} refuses {cluster}"), &wrong);
+            self.count(|tallies| &mut tallies.refusals, format!("{observer} refuses {cluster}"), &wrong);
         }
         if let Some(want) = expect.refused_prefixes.get(observer) {
             let found = look.refused_prefixes();
             let wrong: Vec<_> =
                 (found != *want).then(|| format!("wanted {want:?}, found {found:?}")).into_iter().collect();
-            self.count(|report| &mut report.refusals, format!("clusterset-cidr of {observer}"), &wrong);
+            self.count(|tallies| &mut tallies.refusals, format!("clusterset-cidr of {observer}"), &wrong);
         }
     }
 
@@ -292,6 +294,6 @@ impl Story<'_> {
             Err(error) => vec![format!("{error:#}")],
         };
         let what = format!("{observer} never reaches {service} of {of}: {because}");
-        self.count(|report| &mut report.never, what, &wrong);
+        self.count(|tallies| &mut tallies.never, what, &wrong);
     }
 }

@@ -33,26 +33,16 @@ const LOOK: Duration = Duration::from_millis(25);
 /// Packets that rules have denied, by node and rule.
 type Denied = BTreeMap<(String, String), u64>;
 
-/// Runs cases of a file on one lab. `flip` wants the opposite of every cell and packet.
-pub fn run_on(corpus: &Corpus, cases: &[&Case], datapath: Datapath, flip: bool) -> Result<Report> {
-    let cases: Vec<_> = cases.iter().map(|case| (*case, None)).collect();
-    run_all(corpus, &cases, datapath, flip)
-}
-
-/// Runs cases on one lab whose nodes are given wrong policies.
-pub fn run_wrong_on(corpus: &Corpus, cases: &[(&Case, Fault)], datapath: Datapath) -> Result<Report> {
-    let cases: Vec<_> = cases.iter().map(|(case, fault)| (*case, Some(*fault))).collect();
-    run_all(corpus, &cases, datapath, false)
-}
-
-fn run_all(
+/// Runs cases of a file on one lab; with a fault, nodes are given wrong policies. `flip` wants the opposite of every cell and packet.
+pub(super) fn run_on(
     corpus: &Corpus,
     cases: &[(&Case, Option<Fault>)],
     datapath: Datapath,
     flip: bool,
 ) -> Result<Report> {
     let (mut ground, mut prober) = (ground::build(corpus, datapath)?, Prober::default());
-    let mut report = Report { packets_seen: Some(Seen::default()), ..Report::default() };
+    let mut report = Report::default();
+    report.tallies.packets_seen = Some(Seen::default());
     for (case, fault) in cases {
         let story = Story::new(corpus, case, (flip, *fault), (&mut ground, &mut prober));
         let mut story = story.with_context(|| case.id.clone())?;
@@ -62,14 +52,14 @@ fn run_all(
         let outcome = story.outcome();
         let (results, seen) = (story.results, story.seen);
         report.add(&case.id, outcome, results);
-        if let Some(sum) = &mut report.packets_seen {
+        if let Some(sum) = &mut report.tallies.packets_seen {
             sum.answered += seen.answered;
             sum.denials += seen.denials;
             sum.again += seen.again;
         }
     }
-    let dead = report.packets_seen.is_some_and(|seen| seen.answered == 0);
-    if dead && report.cells.asserted > 0 {
+    let dead = report.tallies.packets_seen.is_some_and(|seen| seen.answered == 0);
+    if dead && report.tallies.cells.asserted > 0 {
         let (case, what) = ("all".to_owned(), "the run".to_owned());
         report.failures.push(Failure { case, step: 0, what, found: "nothing was ever answered".into() });
         report.failed += 1;

@@ -166,6 +166,7 @@ mod tests {
     use super::super::Corpus;
     use super::super::world::Stage;
     use super::*;
+    use crate::corpus::Suite;
 
     #[test]
     fn what_is_told_again_is_read_as_before() {

@@ -3,19 +3,16 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::corpus::{self, Namespace, Node, Pod};
-
-/// The format that is known here.
-const FORMAT: &str = "causeway-policy-corpus/1";
+use crate::corpus::{Namespace, Node, Pod};
 
 /// A file of cases.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Corpus {
-    format: String,
+    pub(super) format: String,
     /// What every case begins with.
     pub topology: Topology,
     /// Sources and destinations of grids, where a case names no others.
@@ -187,12 +184,5 @@ impl Corpus {
         let steps = self.cases.iter().filter_map(|case| case.steps().ok()).flatten();
         let acts = steps.flat_map(|step| step.acts).filter_map(|mut act| act.remove("add_pod"));
         acts.filter_map(|pod| serde_json::from_value(pod).ok())
-    }
-
-    /// Reads a file's text.
-    pub fn read(text: &str) -> Result<Self> {
-        let corpus: Self = corpus::read(text)?;
-        ensure!(corpus.format == FORMAT, "the format is {:?}, and {FORMAT} is known here", corpus.format);
-        Ok(corpus)
     }
 }

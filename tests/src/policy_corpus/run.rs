@@ -1,6 +1,7 @@
 //! A file of cases run against the engine.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use anyhow::{Context, Result, bail, ensure};
 use causeway_model::policy::{Direction, Traffic, Verdict};
@@ -11,7 +12,7 @@ use super::fault::Fault;
 use super::format::{Case, Corpus, Flow, Packet, Step, Tuple};
 use super::world::{Act, Stage};
 use crate::corpus::policies::{Bend, Engine, Judged};
-use crate::corpus::{Failure, Tally, protocol};
+use crate::corpus::{self, Failure, Tally, protocol};
 
 /// What became of one case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -36,15 +37,9 @@ pub struct Seen {
     pub again: usize,
 }
 
-/// What became of a file.
+/// What is counted.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
-    /// Cases that passed.
-    pub passed: usize,
-    /// Cases that failed.
-    pub failed: usize,
-    /// Cases that ask for what is not supported: counted apart.
-    pub unsupported: Vec<String>,
+pub struct Tallies {
     /// Cells of grids.
     pub cells: Tally,
     /// Single packets.
@@ -56,16 +51,33 @@ pub struct Report {
     /// What the data paths did besides; none without them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub packets_seen: Option<Seen>,
-    /// All that failed.
-    pub failures: Vec<Failure>,
 }
 
-/// Runs a file, or one case of it. `flip` wants the opposite of every cell and packet.
-pub fn run(corpus: &Corpus, case: Option<&str>, flip: bool, fault: Option<Fault>) -> Result<Report> {
+/// What became of a file.
+pub type Report = corpus::Report<Tallies>;
+
+impl corpus::Tallies for Tallies {
+    fn asserted(&self) -> Tally {
+        [self.cells, self.packets].into_iter().sum()
+    }
+}
+
+impl fmt::Display for Tallies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cells, packets, rejections, .. } = self;
+        write!(f, "cells {} of {} failed, ", cells.failed, cells.asserted)?;
+        write!(f, "packets {} of {}, ", packets.failed, packets.asserted)?;
+        write!(f, "refused objects {} of {}", rejections.failed, rejections.asserted)?;
+        let Some(Seen { answered, denials, again }) = &self.packets_seen else { return Ok(()) };
+        write!(f, "\nanswered {answered} connections, ")?;
+        write!(f, "sums of denials {} of {} wrong, tried again {again}", denials.failed, denials.asserted)
+    }
+}
+
+/// Runs cases of a file. `flip` wants the opposite of every cell and packet.
+pub(super) fn run(corpus: &Corpus, cases: &[&Case], flip: bool, fault: Option<Fault>) -> Result<Report> {
     let mut report = Report::default();
-    let chosen: Vec<_> = corpus.cases.iter().filter(|this| case.is_none_or(|id| this.id == id)).collect();
-    ensure!(!chosen.is_empty(), "no case {}", case.unwrap_or("at all"));
-    for case in chosen {
+    for case in cases {
         let mut story = Story::new(corpus, case, flip, fault).with_context(|| case.id.clone())?;
         if let Err(error) = story.tell() {
             story.fail("the case", format!("{error:#}"));
@@ -77,7 +89,7 @@ pub fn run(corpus: &Corpus, case: Option<&str>, flip: bool, fault: Option<Fault>
 
 impl Report {
     fn take(&mut self, story: Story<'_>) {
-        self.disagreements += story.disagreements;
+        self.tallies.disagreements += story.disagreements;
         self.add(&story.case.id, story.outcome(), story.results);
     }
 
@@ -90,9 +102,9 @@ impl Report {
         }
         self.failures.extend(results.failures);
         if outcome != Outcome::Unsupported {
-            self.cells += results.cells;
-            self.packets += results.packets;
-            self.rejections += results.rejections;
+            self.tallies.cells += results.cells;
+            self.tallies.packets += results.packets;
+            self.tallies.rejections += results.rejections;
         }
     }
 }

@@ -10,16 +10,13 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::corpus::{self, Namespace, Node, Pod, Port};
-
-/// The format that is known here.
-const FORMAT: &str = "causeway-service-corpus/1";
+use crate::corpus::{Namespace, Node, Pod, Port};
 
 /// A file of cases.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Corpus {
-    format: String,
+    pub(super) format: String,
     #[serde(default, rename = "legend")]
     _legend: Value,
     #[serde(default, rename = "reading")]
@@ -421,14 +418,5 @@ impl TryFrom<String> for Seen {
                 Self::Node(text.strip_prefix("node:").with_context(|| format!("source {text:?}"))?.to_owned())
             }
         })
-    }
-}
-
-impl Corpus {
-    /// Reads a file's text.
-    pub fn read(text: &str) -> Result<Self> {
-        let corpus: Self = corpus::read(text)?;
-        ensure!(corpus.format == FORMAT, "the format is {:?}, and {FORMAT} is known here", corpus.format);
-        Ok(corpus)
     }
 }

@@ -1,31 +1,44 @@
 //! A file of cases run, whatever it is run against.
 
-use anyhow::{Context, Result, ensure};
+use std::fmt;
+
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::format::{Act, Case, Corpus, Fate, Kind, Probe, Step};
 use super::judge::{Connection, Past, is_asserted, judge, summary};
 use super::world::{Changed, Stage};
 use crate::corpus::prober::Came;
-use crate::corpus::{Failure, Tally};
+use crate::corpus::{self, Failure, Tally};
 
-/// What became of a file.
+/// What is counted.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
-    /// Cases that passed.
-    pub passed: usize,
-    /// Cases that failed.
-    pub failed: usize,
-    /// Cases that ask for what is not supported: counted apart.
-    pub unsupported: Vec<String>,
+pub struct Tallies {
     /// Probes of which something is asserted.
     pub probes: Tally,
     /// Probes of which nothing is.
     pub open: usize,
     /// Connections that were answered.
     pub answered: usize,
-    /// All that failed.
-    pub failures: Vec<Failure>,
+}
+
+/// What became of a file.
+pub type Report = corpus::Report<Tallies>;
+
+impl corpus::Tallies for Tallies {
+    fn asserted(&self) -> Tally {
+        self.probes
+    }
+}
+
+impl fmt::Display for Tallies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { probes: Tally { asserted, failed }, open, answered } = self;
+        write!(
+            f,
+            "probes {failed} of {asserted} failed, {open} not asserted; {answered} connections answered"
+        )
+    }
 }
 
 /// What a health check has said.
@@ -67,14 +80,14 @@ pub(super) fn run(corpus: &Corpus, cases: &[&Case], flip: bool, subject: &mut dy
             unsupported: false,
             report: &mut report,
         };
-        let (before, asserted) = (story.report.failures.len(), story.report.probes);
+        let (before, asserted) = (story.report.failures.len(), story.report.tallies.probes);
         if let Err(error) = story.tell(subject) {
             story.fail("the case", format!("{error:#}"));
         }
         if story.unsupported {
             // What is not supported is not asserted, whatever came out.
             report.failures.truncate(before);
-            report.probes = asserted;
+            report.tallies.probes = asserted;
             report.unsupported.push(case.id.clone());
         } else if report.failures.len() == before {
             report.passed += 1;
@@ -117,16 +130,16 @@ impl Story<'_> {
                     self.fail(&what, complaint);
                 }
                 let Some(found) = found else {
-                    self.report.open += 1;
+                    self.report.tallies.open += 1;
                     continue;
                 };
-                self.report.probes.asserted += 1;
+                self.report.tallies.probes.asserted += 1;
                 let complaint = match (found, self.flip) {
                     (Ok(_), false) | (Err(_), true) => continue,
                     (Err(complaint), false) => complaint,
                     (Ok(found), true) => format!("wanted the opposite; found {found}"),
                 };
-                self.report.probes.failed += 1;
+                self.report.tallies.probes.failed += 1;
                 self.fail(what, complaint);
             }
         }
@@ -149,7 +162,7 @@ impl Story<'_> {
         } else {
             let connections = subject.connect(&self.stage, probe)?;
             let answered = connections.iter().filter(|one| matches!(one.came, Came::Answer(..))).count();
-            self.report.answered += answered;
+            self.report.tallies.answered += answered;
             let verdict = judge(&self.stage, probe, &connections, &self.past);
             self.past.note(probe, &connections);
             (verdict, summary(&connections))
@@ -181,11 +194,4 @@ fn judge_check(probe: &Probe, found: &Result<Check, Came>) -> Result<(), String>
     } else {
         Err(format!("wanted {}; found {found:?}", wanted()))
     }
-}
-
-/// The cases that are asked for: one, or all.
-pub(super) fn chosen<'a>(corpus: &'a Corpus, case: Option<&str>) -> Result<Vec<&'a Case>> {
-    let cases: Vec<_> = corpus.cases.iter().filter(|this| case.is_none_or(|id| this.id == id)).collect();
-    ensure!(!cases.is_empty(), "no case {}", case.unwrap_or("at all"));
-    Ok(cases)
 }
