@@ -16,7 +16,7 @@ const FAULTS: [(&str, &str); 8] = [
     ("holes-filled", "unknown_is_not_the_world_and_holes_are_not_of_their_block"),
     ("range-ends-ignored", "ranges_of_ports_are_told_apart_by_protocol_to_the_last_port"),
     ("ports-ignored", "sctp_has_ports_and_icmp_has_none"),
-    ("epoch-kept", "established_flows_are_judged_again_both_ways_and_others_go_on"),
+    ("epoch-kept", "changes::established_flows_are_judged_again_both_ways_and_others_go_on"),
 ];
 
 pub(super) fn has(fault: &str) -> bool {
