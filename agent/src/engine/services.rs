@@ -1,7 +1,6 @@
 //! The services as this node has them: what the world says of them compiled, and who keeps them in the node's own stack.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::iter::Peekable;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -12,6 +11,8 @@ use causeway_services::{
     Change, Compiler, Contest, Health, Moved, NodeFacts, Read, ServiceName, Slice, SliceEndpoint, SliceName,
     SlicePort, ZONE_LABEL,
 };
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use ipnetwork::IpNetwork;
 
 use super::mesh::Meshed;
@@ -79,7 +80,7 @@ impl Served {
         let here = world.nodes.get(&id).map(|object| &object.node);
         changes.extend(mesh.changes(compiler.world(), here, new));
         let before = self.known.as_deref().map(|known| (&known.services, &known.slices));
-        let nothing = (BTreeMap::new(), BTreeMap::new());
+        let nothing = (OrdMap::new(), OrdMap::new());
         let (services, slices) = before.unwrap_or((&nothing.0, &nothing.1));
         changes.extend(moved(services, &world.services).filter_map(
             |(name, now)| match now.map(|now| &**now) {
@@ -197,36 +198,13 @@ fn stand_in(api_servers: &[SocketAddr], world: &World) -> Vec<Change> {
     Family::BOTH.into_iter().map(change).collect()
 }
 
-/// What is new, gone or not the very reading that it was, in order: one walk through both.
-pub(super) fn moved<'a, K: Ord, V>(
-    before: &'a BTreeMap<K, Arc<V>>,
-    now: &'a BTreeMap<K, Arc<V>>,
+/// What is new, gone or another, in order. What both share is not looked at.
+pub(super) fn moved<'a, K: Ord, V: PartialEq>(
+    before: &'a OrdMap<K, Arc<V>>,
+    now: &'a OrdMap<K, Arc<V>>,
 ) -> impl Iterator<Item = (&'a K, Option<&'a Arc<V>>)> {
-    let mut before = before.iter().peekable();
-    let mut now = now.iter().peekable();
-    std::iter::from_fn(move || {
-        loop {
-            let (name, was, is) = next_of(&mut before, &mut now)?;
-            match (was, is) {
-                (Some(was), Some(is)) if Arc::ptr_eq(was, is) => {}
-                _ => return Some((name, is)),
-            }
-        }
+    before.diff(now).map(|difference| match difference {
+        DiffItem::Add(name, is) | DiffItem::Update { new: (name, is), .. } => (name, Some(is)),
+        DiffItem::Remove(name, _) => (name, None),
     })
-}
-
-type Pair<'a, K, V> = (&'a K, Option<&'a V>, Option<&'a V>);
-
-fn next_of<'a, K: Ord, V>(
-    before: &mut Peekable<impl Iterator<Item = (&'a K, &'a V)>>,
-    now: &mut Peekable<impl Iterator<Item = (&'a K, &'a V)>>,
-) -> Option<Pair<'a, K, V>> {
-    let name = match (before.peek(), now.peek()) {
-        (Some((was, _)), Some((is, _))) => std::cmp::min(*was, *is),
-        (Some((one, _)), None) | (None, Some((one, _))) => *one,
-        (None, None) => return None,
-    };
-    let was = before.next_if(|(key, _)| *key == name).map(|(_, value)| value);
-    let is = now.next_if(|(key, _)| *key == name).map(|(_, value)| value);
-    Some((name, was, is))
 }

@@ -1,6 +1,5 @@
 //! What clusters say of their services to each other, and the mark of one that is lost.
 
-use std::collections::BTreeMap;
 use std::path::{Component, Path};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use causeway_mesh::prefer::Wish;
 use causeway_mesh::read::{self, Problem, Read, Written, Wrong};
 use causeway_mesh::{Export, Service, ServiceName, Slice};
+use imbl::OrdMap;
 use serde_json::Value;
 
 use super::objects::{Kind, typed};
@@ -20,13 +20,13 @@ const LOST: &str = "lost";
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Offers {
     /// Its Services.
-    pub services: BTreeMap<ServiceName, Arc<Service>>,
+    pub services: OrdMap<ServiceName, Arc<Service>>,
     /// Its EndpointSlices, by their own names.
-    pub slices: BTreeMap<ServiceName, Arc<Slice>>,
+    pub slices: OrdMap<ServiceName, Arc<Slice>>,
     /// Its ServiceExports.
-    pub exports: BTreeMap<ServiceName, Arc<Export>>,
+    pub exports: OrdMap<ServiceName, Arc<Export>>,
     /// The choice of backends that its ServiceImports ask for.
-    pub imports: BTreeMap<ServiceName, Arc<Wish>>,
+    pub imports: OrdMap<ServiceName, Arc<Wish>>,
 }
 
 impl Offers {
@@ -61,7 +61,7 @@ impl Offers {
     }
 }
 
-fn put<T>(map: &mut BTreeMap<ServiceName, Arc<T>>, name: ServiceName, object: Option<Arc<T>>) {
+fn put<T>(map: &mut OrdMap<ServiceName, Arc<T>>, name: ServiceName, object: Option<Arc<T>>) {
     match object {
         Some(object) => drop(map.insert(name, object)),
         None => drop(map.remove(&name)),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use causeway_model::{Cluster, ClusterName, Node, NodeId, PodName};
 use causeway_policy::{PolicyKey, Read, namespace_labels};
 use causeway_services::{Read as Served, ServiceName, SliceName};
+use imbl::OrdMap;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
@@ -32,9 +33,9 @@ pub struct World {
     /// The policies of this cluster, and what is to be told of each.
     pub policies: BTreeMap<PolicyKey, Arc<Read>>,
     /// The services of this cluster that have an object.
-    pub services: BTreeMap<ServiceName, Arc<Served>>,
+    pub services: OrdMap<ServiceName, Arc<Served>>,
     /// Their endpoint slices.
-    pub slices: BTreeMap<SliceName, Arc<Served>>,
+    pub slices: OrdMap<SliceName, Arc<Served>>,
     /// What all clusters say of their services to each other.
     pub offers: BTreeMap<ClusterName, Arc<Offers>>,
     /// Other clusters that are marked lost, and how old what is known of them was then.
