@@ -221,7 +221,8 @@ fn prove(stand: &Stand, pods: &[Pod], whole: bool) -> Result<()> {
     within(SOON, answers).context("the far pod does not answer")?;
     let limits = n1.status()?.limits;
     limits.iter().for_each(|limit| eprintln!("  {}: {limit}", stand.lab.name()));
-    let wire = Capture::start(n1.namespace(), "eth0")?;
+    // Where they arrive: what af_packet sends passes by whoever listens at its own end (PACKET_QDISC_BYPASS).
+    let wire = Capture::start(n2.namespace(), "eth0")?;
     let before = (n1.status()?, n2.status()?);
     for to in &pods[1..] {
         let sent = bulk(first.namespace(), to.namespace(), to.address(Family::V4), PROOF)?;
