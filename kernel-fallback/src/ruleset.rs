@@ -9,7 +9,7 @@ use crate::desired::flatten;
 use crate::element::{BySet, Element, by_set};
 use crate::host_ports;
 use crate::names;
-use crate::objects::{HOST_LINK, TUNNEL_LINK};
+use crate::objects::{HOST_LINK, TUNNEL_LINK, UPLINK_LINK};
 
 /// The name of our table.
 pub(crate) const TABLE: &str = "causeway";
@@ -131,9 +131,14 @@ impl Ruleset {
     fn guard_pods(&self) -> String {
         let port = self.port;
         let pods = LinkName::POD_PREFIX;
-        let mut text = format!(
-            " chain prerouting {{\n  type filter hook prerouting priority -310; policy accept;\n  iifname \"{pods}*\" jump from_pod\n"
+        let mut text = String::from(
+            " chain prerouting {\n  type filter hook prerouting priority -310; policy accept;\n",
         );
+        if !self.kernel_tunnel {
+            // Nobody else writes there. Each flow inside would be a connection of the node's own outside.
+            let _ = writeln!(text, "  iifname \"{UPLINK_LINK}\" notrack accept");
+        }
+        let _ = writeln!(text, "  iifname \"{pods}*\" jump from_pod");
         // Where the node's loopback may speak to pods through a link (`route_localnet`), nothing may speak to it that way.
         let no_route = Side::From.refuse(DropReason::NoRoute);
         let _ =
@@ -258,8 +263,8 @@ impl Ruleset {
         hooks + &self.outer() + &self.inner() + &self.departing() + &transit()
     }
 
-    /// What the tunnel device sends. It hides the mark "congested" from the outer header (RFC 3168 §9.1.1), where RFC 6040
-    /// §4.1 has it copied.
+    /// What the tunnel device sends: no connection of the node's own, as each flow inside would be. The device hides the mark
+    /// "congested" from the outer header (RFC 3168 §9.1.1), where RFC 6040 §4.1 has it copied.
     fn departing(&self) -> String {
         let (port, vni) = (self.port, self.vni);
         let outer = match self.underlay {
@@ -267,7 +272,11 @@ impl Ruleset {
             Family::V6 => "ip6",
         };
         format!(
-            " chain departing {{
+            " chain untracked {{
+  type filter hook output priority -310; policy accept;
+  udp dport {port} @th,96,24 {vni} notrack
+ }}
+ chain departing {{
   type filter hook output priority 0; policy accept;
   udp dport {port} @th,96,24 {vni} jump congested
  }}

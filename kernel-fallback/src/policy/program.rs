@@ -14,6 +14,7 @@ use super::entry::{ACCEPT, DENY, PASS, number_of, place};
 use super::set::{NOBODY, PLACES, Set};
 use super::stamps::{MARK, STAMPS, Stamp, field};
 use crate::denials::{ANSWERS, ASKS, GROUP};
+use crate::objects::UPLINK_LINK;
 use crate::tables::{
     Chain, Ct, Definition, Hook, Kind, Meta, Named, Register, Rule, Tuple, Verdict, Way, words,
 };
@@ -401,8 +402,11 @@ impl Program {
             let rules: Vec<Rule> = check(Direction::Egress, Some(ingress)).collect();
             self.chain(format!("egress{}", of.digit()), rules);
         }
+        // The fast path's tunnel goes from node to node.
+        let uplink = [UPLINK_LINK.as_bytes(), &[0]].concat();
+        let tunnel = Rule::default().meta(Meta::InputName, ADDRESS).equal(ADDRESS, &uplink).leave();
         let stray = Rule::default().ct(Ct::State, FIRST).bits(FIRST, INVALID | UNTRACKED, 0, FIRST);
-        let mut rules = vec![stray.unequal(FIRST, &[0; 4]).goto("stray")];
+        let mut rules = vec![tunnel, stray.unequal(FIRST, &[0; 4]).goto("stray")];
         rules.extend(Family::BOTH.map(Of).map(|of| {
             let family = Rule::default().meta(Meta::Family, FIRST).equal(FIRST, &[of.number()]);
             family.goto(format!("egress{}", of.digit()))

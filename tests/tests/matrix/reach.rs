@@ -10,6 +10,7 @@ pub const STORIES: &[(&str, Story)] = &[
     ("every_pod_pings_every_pod", every_pod_pings_every_pod),
     ("tcp_carries_what_was_sent", tcp_carries_what_was_sent),
     ("a_web_server_sees_the_pod_that_asks", a_web_server_sees_the_pod_that_asks),
+    ("what_a_node_tunnels_is_no_connection_of_its_own", what_a_node_tunnels_is_no_connection_of_its_own),
     ("what_older_kernels_lack_is_done_without_and_said", what_older_kernels_lack_is_done_without_and_said),
 ];
 
@@ -48,6 +49,22 @@ fn a_web_server_sees_the_pod_that_asks(matrix: &Matrix) -> anyhow::Result<()> {
             let (_, client) = http(from.namespace(), to.namespace(), to.address(family))?;
             ensure!(client == from.address(family), "{} sees {client}, not {}", to.name(), from.name());
         }
+    }
+    Ok(())
+}
+
+/// Each flow inside has an outer port of its own: pods would fill the node's table of connections.
+fn what_a_node_tunnels_is_no_connection_of_its_own(matrix: &Matrix) -> anyhow::Result<()> {
+    let stage = matrix.stage()?;
+    let [_, (from, to)] = stage.near_and_far();
+    ensure!(from.ping(to.address(Family::V4)), "{} does not reach {}", from.name(), to.name());
+    for node in &stage.nodes {
+        let own = node.address(Family::V4);
+        let connections = node.exec("cat /proc/net/nf_conntrack")?;
+        let begun =
+            |line: &&str| line.split("src=").nth(1).is_some_and(|by| by.starts_with(&format!("{own} ")));
+        let tunnel = connections.lines().filter(begun).find(|line| line.contains("dport=4789"));
+        ensure!(tunnel.is_none(), "{} follows {tunnel:?}", node.name());
     }
     Ok(())
 }
