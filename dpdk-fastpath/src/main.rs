@@ -29,7 +29,7 @@ use table::Shared;
 
 /// The fast path of a Causeway node.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_override_self = true)]
 struct Arguments {
     /// Where the agent listens.
     #[arg(long, default_value = fastpath::SOCKET)]

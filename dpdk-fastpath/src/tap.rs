@@ -16,6 +16,10 @@ use crate::virtio;
 const TUN_F_USO: u32 = 0x20 | 0x40;
 const TUN_F_UDP_TUNNEL_GSO: u32 = 0x80;
 
+/// Bytes after which a burst is full. Whole frames are copied in and out of the kernel: more of them than a processor's own cache holds
+/// come back from memory.
+const MOST: usize = 128 << 10;
+
 /// A TAP that workers share: each reads one of its queues, and may write to any.
 #[derive(Debug)]
 pub(crate) struct TapPort {
@@ -63,9 +67,13 @@ impl TapPort {
         buffers: &Buffers,
         refuse: impl Fn(DropReason, usize),
     ) -> Read {
-        while burst.len() < Burst::<Packet>::SIZE {
+        let mut bytes = 0;
+        while burst.len() < Burst::<Packet>::SIZE && bytes < MOST {
             match self.receive_one(queue, spare, buffers) {
-                Ok(Some(frame)) => drop(burst.push(frame)),
+                Ok(Some(frame)) => {
+                    bytes += frame.len();
+                    drop(burst.push(frame));
+                }
                 Ok(None) => refuse(DropReason::Malformed, 0),
                 Err(end) => return end,
             }
