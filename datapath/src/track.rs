@@ -7,7 +7,8 @@ use causeway_model::policy::{Direction, RuleNumber, Verdict};
 use causeway_wire::{Ethernet, IpProtocol, Ipv4, Ports};
 
 use crate::connection::{
-    Class, Connections, End, Found, Gate, How, Key, Moment, Packet, Place, Standing, Turn, classify, ends,
+    Anew, Class, Connections, End, Found, Gate, How, Key, Moment, Packet, Place, Standing, Turn, classify,
+    ends,
 };
 use crate::events::Events;
 use crate::packet::{Front, Ip};
@@ -231,6 +232,33 @@ fn follow<B: Buffer, I: Ip>(
         return Ok(Stood::ALONE);
     };
     let packet = packet_of(frame, &flow, transport);
+    let mut refused = None;
+    if let Class::Of(key, sender) = classify(&packet)? {
+        let hash = if flow.hash == 0 { key.hash() } else { flow.hash };
+        if let Some(found) = tracking.connections.find(&key, hash, sender) {
+            match tracking.connections.go_on(&packet, found, Moment { nanos: now }, &gate) {
+                // Mostly; what others need would have to lie in memory for it.
+                Ok(Anew::Goes) => return Ok(Stood::of(&found)),
+                Ok(Anew::Begins) => {}
+                Err(refusal) => refused = Some(refusal),
+            }
+        }
+    }
+    look_closer(frame, flow, (from, owner), tracking, (world, now), refused)
+}
+
+/// [`follow`], of what is of no connection yet, or says something about one, or was refused just now.
+#[inline(never)]
+fn look_closer<B: Buffer, I: Ip>(
+    frame: &Frame<B>,
+    flow: Flow<I>,
+    (from, owner): (Port, u16),
+    tracking: &Tracking,
+    (world, now): (&World, u64),
+    refused: Option<Refusal>,
+) -> Result<Stood, Refused> {
+    let transport = flow.transport.ok_or(DropReason::Malformed)?;
+    let packet = packet_of(frame, &flow, transport);
     let class = classify(&packet)?;
     let hash = match class {
         Class::Of(..) if flow.hash != 0 => flow.hash,
@@ -238,7 +266,11 @@ fn follow<B: Buffer, I: Ip>(
         Class::Single => 0,
     };
     let at = (Moment { nanos: now }, &world.timeouts);
-    let followed = tracking.connections.follow(&packet, class, hash, at, &gate);
+    let gate = Passage::new(frame, from, owner, tracking, world);
+    let followed = match refused {
+        Some(refusal) => Err(refusal),
+        None => tracking.connections.take_up(&packet, (class, hash), at, &gate),
+    };
     note(tracking, (&packet, class), &followed, now);
     match followed {
         Ok(Standing::Begins(found) | Standing::Belongs(found)) => Ok(Stood::of(&found)),

@@ -8,9 +8,10 @@ use causeway_model::connection::Stage;
 use causeway_model::policy::RuleNumber;
 
 use super::key::{End, Key, WORDS};
+use crate::packet::Family;
 
-/// Words of an entry: four cache lines. A hit of a datagram touches the first two, and so does one of TCP; one of a translated
-/// connection touches the last besides.
+/// Words of an entry: four cache lines. A hit of a datagram over IPv4 touches the first one; one of TCP or over IPv6 the second, too, and
+/// one of a translated connection the last besides.
 pub(super) const ENTRY: usize = 32;
 
 /// Where what lies; [`LAYOUT`] is to change whenever these do.
@@ -21,6 +22,12 @@ const STAMP: usize = 6;
 /// have it go where it goes.
 const TIMES: usize = 7;
 const DIRECTION: [usize; 2] = [8, 12];
+/// What was counted of each end since it was last added to the rest, where a key over IPv4 leaves room.
+const LATELY: [usize; 2] = [1, 3];
+/// Where in such a word the packets begin; below are the bytes.
+const PACKETS: u32 = 40;
+/// A word in which one of these is set is half full.
+const HALF_FULL: u64 = 1 << 63 | 1 << (PACKETS - 1);
 const BEGAN: usize = 16;
 const HANDSHAKE: usize = 17;
 const RETRANSMITS: usize = 18;
@@ -35,7 +42,7 @@ const NEXT: usize = 31;
 const _: () = assert!(RULES + 2 == OWNER && OWNER < CLIENT && WAY < NEXT && NEXT < ENTRY);
 
 /// A number that names this layout: a file of another one is refused.
-pub(super) const LAYOUT: u64 = 0xca05_e3a7_0001_0003;
+pub(super) const LAYOUT: u64 = 0xca05_e3a7_0001_0004;
 
 /// The life of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -147,20 +154,29 @@ pub(super) struct Window {
 pub(super) struct Entry<'a>(pub(super) &'a [AtomicU64; ENTRY]);
 
 impl Entry<'_> {
-    #[inline]
+    #[inline(always)]
     pub(super) fn holds(&self, key: &Key) -> bool {
-        (0..WORDS).fold(0, |differs, at| differs | (self.0[at].load(Relaxed) ^ key.0[at])) == 0
+        self.has(0, key)
     }
 
     /// [`holds`](Self::holds), of the key that the client knows.
     #[inline(always)]
     pub(super) fn holds_for_client(&self, key: &Key) -> bool {
-        (0..WORDS).fold(0, |differs, at| differs | (self.0[CLIENT + at].load(Relaxed) ^ key.0[at])) == 0
+        self.has(CLIENT, key)
+    }
+
+    /// Whether a key lies there.
+    #[inline(always)]
+    fn has(&self, begin: usize, key: &Key) -> bool {
+        let differs = |at: &[usize]| {
+            at.iter().fold(0, |differs, at| differs | (self.0[begin + at].load(Relaxed) ^ key.0[*at]))
+        };
+        differs(&[0, 2]) == 0 && (key.family() == Family::V4 || differs(&[1, 3, 4]) == 0)
     }
 
     #[inline(always)]
     pub(super) fn key(&self) -> Key {
-        Key(std::array::from_fn(|at| self.0[at].load(Relaxed)))
+        Key::of(std::array::from_fn(|at| self.0[at].load(Relaxed)))
     }
 
     /// The key that the client knows, of a translated connection.
@@ -247,18 +263,42 @@ impl Entry<'_> {
         }
     }
 
-    /// Counts packets of one direction.
+    /// Counts packets of one direction, those of one frame.
     #[inline]
     pub(super) fn count(&self, from: End, packets: u64, bytes: u64) {
+        if Key::family_of(self.0[2].load(Relaxed)) == Family::V6 {
+            return self.add(from, packets, bytes);
+        }
+        let lately = &self.0[LATELY[from.index()]];
+        let sum = lately.load(Relaxed).wrapping_add(packets << PACKETS | bytes);
+        lately.store(sum, Relaxed);
+        if sum & HALF_FULL != 0 {
+            self.put_by(from);
+        }
+    }
+
+    #[cold]
+    fn put_by(&self, from: End) {
+        let (packets, bytes) = parts(self.0[LATELY[from.index()]].swap(0, Relaxed));
+        self.add(from, packets, bytes);
+    }
+
+    #[inline]
+    fn add(&self, from: End, packets: u64, bytes: u64) {
         let at = DIRECTION[from.index()];
         for (word, more) in [(at, packets), (at + 1, bytes)] {
             self.0[word].store(self.0[word].load(Relaxed).wrapping_add(more), Relaxed);
         }
     }
 
+    /// What was counted of one direction: packets, bytes.
     pub(super) fn counted(&self, from: End) -> (u64, u64) {
-        let at = DIRECTION[from.index()];
-        (self.0[at].load(Relaxed), self.0[at + 1].load(Relaxed))
+        let lately = match self.key().family() {
+            Family::V4 => self.0[LATELY[from.index()]].load(Relaxed),
+            Family::V6 => 0,
+        };
+        let (at, (packets, bytes)) = (DIRECTION[from.index()], parts(lately));
+        (self.0[at].load(Relaxed).wrapping_add(packets), self.0[at + 1].load(Relaxed).wrapping_add(bytes))
     }
 
     #[inline]
@@ -350,9 +390,34 @@ impl Entry<'_> {
     }
 }
 
+/// Packets and bytes of a word that has both.
+fn parts(lately: u64) -> (u64, u64) {
+    (lately >> PACKETS, lately & ((1 << PACKETS) - 1))
+}
+
 #[cfg(test)]
 mod tests {
+    use causeway_wire::IpProtocol;
+
     use super::*;
+
+    #[test]
+    fn nothing_is_lost_of_what_is_counted() {
+        let v4 = Key::v4((1, 2), (3, 4), IpProtocol::UDP).0;
+        let v6 = Key::v6((1, 2), (3, 4), IpProtocol::UDP).0;
+        // The most that one frame stands for, until either part has run over.
+        for (key, packets, bytes, times) in
+            [(v4, 1, 65_535, 9_000_000_u64), (v4, 65_535, 65_535, 300), (v6, 3, 100, 1000)]
+        {
+            let words: [AtomicU64; ENTRY] = std::array::from_fn(|_| AtomicU64::new(0));
+            let entry = Entry(&words);
+            entry.fill(&key, 0, 0, 0);
+            (0..times).for_each(|_| entry.count(End::High, packets, bytes));
+            assert_eq!(entry.counted(End::High), (times * packets, times * bytes));
+            assert_eq!(entry.counted(End::Low), (0, 0));
+            assert!(entry.holds(&key) && entry.key() == key, "what is counted is not the key");
+        }
+    }
 
     #[test]
     fn a_state_survives_its_word() {

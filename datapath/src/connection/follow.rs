@@ -214,25 +214,18 @@ fn about<I: Ip>(error: &Packet<'_, I>, quoted: &[u8]) -> Option<Class> {
 }
 
 impl Connections {
-    /// Follows a packet: finds its connection and takes up what it says, or makes one if it can begin one and `gate` lets it.
-    #[inline]
-    pub(crate) fn follow<I: Ip>(
+    /// Makes a connection for a packet that has none and can begin one, finds the one that an error is about, or lets pass what stands alone;
+    /// each if `gate` lets it.
+    pub(crate) fn take_up<I: Ip>(
         &self,
         packet: &Packet<'_, I>,
-        class: Class,
-        hash: u64,
-        (now, timeouts): (Moment, &Timeouts),
+        (class, hash): (Class, u64),
+        at: (Moment, &Timeouts),
         gate: &impl Gate,
     ) -> Result<Standing, Refusal> {
         match class {
             Class::Of(key, from) => {
-                let found = self.find(&key, hash, from);
-                if let Some(found) = found
-                    && self.go_on(packet, found, now, gate)? == Anew::Goes
-                {
-                    return Ok(Standing::Belongs(found));
-                }
-                self.begin(packet, &Keys { wire: (key, hash), client: None }, from, (now, timeouts), gate)
+                self.begin(packet, &Keys { wire: (key, hash), client: None }, from, at, gate)
             }
             Class::About(key, sender) => {
                 let found = self.find_quoted(&key, hash, sender).ok_or(DropReason::InvalidConnection)?;

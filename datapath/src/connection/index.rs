@@ -1,20 +1,24 @@
 //! The index of the table: where a connection is, by either of its keys.
 
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{AcqRel, Relaxed};
+use std::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
+
+use causeway_wire::IpProtocol;
 
 use super::entry::{CLIENT, Entry, Life, State};
 use super::key::{End, Key};
 use super::prefetch::prefetch;
 use super::table::{BUCKET, Connections, Place};
+use crate::packet::Family;
 
 /// Words of a cache line.
 const LINE: usize = 8;
-/// What a word of the index says beside its entry's number: that its connection is translated, and that this is the key that the
-/// client knows.
+/// What a word of the index says beside its entry's number: that a hit touches one line more than the first, that its connection is
+/// translated, and that this is the key that the client knows.
+const LONG: u32 = 1 << 29;
 const TRANSLATED: u32 = 1 << 30;
 const FOR_CLIENT: u32 = 1 << 31;
-const NUMBER: u32 = TRANSLATED - 1;
+const NUMBER: u32 = LONG - 1;
 
 /// A connection that was looked for. Words, since what is put together of smaller things is slow to be handed on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,19 +107,32 @@ impl Connections {
         prefetch(self.bucket(hash));
     }
 
-    /// Asks for the entry that a lookup will find, if it lies where it most likely does: the lines that a hit touches.
+    /// Asks for the entry that a lookup will find, if it lies where it most likely does: the lines that a hit touches. If it does not,
+    /// there is mostly none, which the other part of the index must say.
     #[inline(always)]
     pub(crate) fn approach_entry(&self, hash: u64) {
-        let word = self.bucket(hash)[first_place(hash)].load(Relaxed);
-        if word >> 32 == hash >> 32
-            && let Some(entry) =
-                (word as u32 & NUMBER).checked_sub(1).and_then(|index| self.entries.get(index as usize))
-        {
+        let [bucket, other] = self.homes(hash);
+        let word = bucket[first_place(hash)].load(Relaxed);
+        if word >> 32 != hash >> 32 {
+            return prefetch(other);
+        }
+        let Some(index) = (word as u32 & NUMBER).checked_sub(1) else { return };
+        if let Some(entry) = self.entries.get(index as usize) {
             prefetch(&entry[0]);
-            prefetch(&entry[LINE]);
+            if word as u32 & LONG != 0 {
+                prefetch(&entry[LINE]);
+            }
             if word as u32 & TRANSLATED != 0 {
                 prefetch(&entry[CLIENT]);
             }
+        }
+    }
+
+    /// Asks for all of an entry, which will be filled.
+    #[inline(always)]
+    pub(super) fn approach_place(&self, index: u32) {
+        if let Some(entry) = self.entries.get(index as usize) {
+            entry.iter().step_by(LINE).for_each(prefetch);
         }
     }
 
@@ -179,7 +196,7 @@ impl Connections {
 
     /// [`look`](Self::look), for another place than one's own, by keys that clients know or by others.
     fn look_beside(&self, key: &Key, hash: u64, own: u32, of_clients: bool) -> Option<(Place, State, bool)> {
-        for word in self.homes(hash).into_iter().flatten().map(|word| word.load(Relaxed)) {
+        for word in self.homes(hash).into_iter().flatten().map(|word| word.load(SeqCst)) {
             let number = word as u32 & NUMBER;
             if word >> 32 != hash >> 32 || number == 0 || number - 1 == own {
                 continue;
@@ -197,7 +214,9 @@ impl Connections {
 
     /// What the index says of a connection, by the hash of each of its keys.
     fn said_of(index: u32, entry: Entry<'_>, state: State) -> ((u32, u64), Option<(u32, u64)>) {
-        let (number, wire) = (index + 1, entry.key().hash());
+        let key = entry.key();
+        let short = key.family() == Family::V4 && key.protocol() == IpProtocol::UDP;
+        let (number, wire) = (index + 1 | if short { 0 } else { LONG }, key.hash());
         match state.client {
             None => ((number, wire), None),
             Some(_) => {
@@ -222,7 +241,7 @@ impl Connections {
         let word = hash >> 32 << 32 | u64::from(low);
         self.homes(hash).into_iter().any(|bucket| {
             let mut places = (0..BUCKET).map(|at| &bucket[(first_place(hash) + at) & (BUCKET - 1)]);
-            places.any(|place| place.compare_exchange(0, word, AcqRel, Relaxed).is_ok())
+            places.any(|place| place.compare_exchange(0, word, SeqCst, Relaxed).is_ok())
         })
     }
 

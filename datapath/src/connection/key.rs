@@ -83,9 +83,24 @@ impl Key {
         mix(mix(addresses) ^ rest)
     }
 
-    #[inline]
+    /// The key in these words; of one over IPv4 others are none of its.
+    #[inline(always)]
+    pub(super) fn of(words: [u64; WORDS]) -> Self {
+        match Self::family_of(words[2]) {
+            Family::V4 => Self([words[0], 0, words[2], 0, 0]),
+            Family::V6 => Self(words),
+        }
+    }
+
+    #[inline(always)]
     pub(crate) fn family(&self) -> Family {
-        if self.0[2] & 0xff == 4 { Family::V4 } else { Family::V6 }
+        Self::family_of(self.0[2])
+    }
+
+    /// The family of a key by its middle word.
+    #[inline(always)]
+    pub(super) fn family_of(rest: u64) -> Family {
+        if rest & 0xff == 4 { Family::V4 } else { Family::V6 }
     }
 
     /// The transport protocol.

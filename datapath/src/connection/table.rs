@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::Range;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicU64, fence};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use causeway_model::connection::{Stage, Timeout, Timeouts};
 use causeway_model::policy::RuleNumber;
@@ -24,6 +24,8 @@ pub(super) const BUCKET: usize = 8;
 const PER_BUCKET: usize = 2;
 /// Entries that are looked at for one to put another in the place of.
 const SAMPLE: usize = 32;
+/// By so many the number of places that were ever used grows.
+const USED_AT_ONCE: u64 = 64;
 /// How long an established connection must be idle before pressure takes its place, in milliseconds.
 const IDLE: u32 = 1000;
 
@@ -189,9 +191,8 @@ impl Connections {
             self.count(2);
             return Err(NoPlace::Full);
         }
-        // Whoever links second sees the first: each links before it looks. The lower place stays, and whoever sees both ends
-        // the other, which its maker may have thought alone.
-        fence(SeqCst);
+        // Whoever links second sees the first: each links before it looks, in one order of all that is linked and looked at. The lower
+        // place stays, and whoever sees both ends the other, which its maker may have thought alone.
         while let Some((place, found, for_client)) = self.rival(index, keys) {
             let is_same = for_client || keys.client.is_none() && found.client.is_none();
             if !is_same {
@@ -211,7 +212,8 @@ impl Connections {
     fn claim(&self, now: u32, timeouts: &Timeouts) -> Option<u32> {
         let index = self.pop(AT_FREE).or_else(|| self.evict(now, timeouts))?;
         if u64::from(index) >= self.head[AT_USED].load(Relaxed) {
-            self.head[AT_USED].fetch_max(u64::from(index) + 1, Relaxed);
+            // Mostly the next ones follow.
+            self.head[AT_USED].fetch_max((u64::from(index) + 1).next_multiple_of(USED_AT_ONCE), Relaxed);
         }
         let entry = self.entry(index);
         let generation = entry.state().generation.wrapping_add(1);
@@ -303,7 +305,7 @@ impl Connections {
 
     /// Places from this one on were never used.
     pub fn used(&self) -> u32 {
-        self.head[AT_USED].load(Relaxed) as u32
+        (self.head[AT_USED].load(Relaxed) as u32).min(self.capacity())
     }
 
     /// The places of connections that have ended; nobody has them until they are [settled](Self::settle).
@@ -340,7 +342,11 @@ impl Connections {
             let index = (seen as u32).checked_sub(1)?;
             let new = (seen >> 32).wrapping_add(1) << 32 | self.entry(index).next() & 0xffff_ffff;
             match top.compare_exchange_weak(seen, new, AcqRel, Acquire) {
-                Ok(_) => return Some(index),
+                Ok(_) => {
+                    // Connections seldom begin alone, and nobody has looked at the next place for long.
+                    (new as u32).checked_sub(1).into_iter().for_each(|next| self.approach_place(next));
+                    return Some(index);
+                }
                 Err(now) => seen = now,
             }
         }
