@@ -215,8 +215,8 @@ impl Connections {
     /// What the index says of a connection, by the hash of each of its keys.
     fn said_of(index: u32, entry: Entry<'_>, state: State) -> ((u32, u64), Option<(u32, u64)>) {
         let key = entry.key();
-        let short = key.family() == Family::V4 && key.protocol() == IpProtocol::UDP;
-        let (number, wire) = (index + 1 | if short { 0 } else { LONG }, key.hash());
+        let is_short = key.family() == Family::V4 && key.protocol() == IpProtocol::UDP;
+        let (number, wire) = ((index + 1) | if is_short { 0 } else { LONG }, key.hash());
         match state.client {
             None => ((number, wire), None),
             Some(_) => {
