@@ -44,7 +44,7 @@ const GOES_ON: Duration = Duration::from_secs(40);
 const AT_HAND: usize = 2;
 /// Rounds without a kill before memory is watched: the agent's log of 16,384 events is full then, each of them with its pods' names, and
 /// all that is made once has been made.
-const WARM: usize = 16;
+const WARM: usize = 60;
 /// What memory may grow by, in KiB, while it is the same work over and over.
 const GROWTH: f64 = 4096.0;
 /// What is killed in turn.
