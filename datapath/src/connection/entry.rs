@@ -179,6 +179,11 @@ impl Entry<'_> {
         Key::of(std::array::from_fn(|at| self.0[at].load(Relaxed)))
     }
 
+    #[inline(always)]
+    fn family(&self) -> Family {
+        Key::family_of(self.0[2].load(Relaxed))
+    }
+
     /// The key that the client knows, of a translated connection.
     #[inline(always)]
     pub(super) fn client_key(&self) -> Key {
@@ -266,7 +271,7 @@ impl Entry<'_> {
     /// Counts packets of one direction, those of one frame.
     #[inline]
     pub(super) fn count(&self, from: End, packets: u64, bytes: u64) {
-        if Key::family_of(self.0[2].load(Relaxed)) == Family::V6 {
+        if self.family() == Family::V6 {
             return self.add(from, packets, bytes);
         }
         let lately = &self.0[LATELY[from.index()]];
@@ -293,7 +298,7 @@ impl Entry<'_> {
 
     /// What was counted of one direction: packets, bytes.
     pub(super) fn counted(&self, from: End) -> (u64, u64) {
-        let lately = match self.key().family() {
+        let lately = match self.family() {
             Family::V4 => self.0[LATELY[from.index()]].load(Relaxed),
             Family::V6 => 0,
         };

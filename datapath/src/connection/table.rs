@@ -344,7 +344,9 @@ impl Connections {
             match top.compare_exchange_weak(seen, new, AcqRel, Acquire) {
                 Ok(_) => {
                     // Connections seldom begin alone, and nobody has looked at the next place for long.
-                    (new as u32).checked_sub(1).into_iter().for_each(|next| self.approach_place(next));
+                    if let Some(next) = (new as u32).checked_sub(1) {
+                        self.approach_place(next);
+                    }
                     return Some(index);
                 }
                 Err(now) => seen = now,

@@ -354,11 +354,10 @@ impl Program {
         let dropped = Rule::default().count(DropReason::InvalidConnection.label()).drop();
         self.chain("drop_stray", [dropped]);
         // Invalid packets of pods' links are refused, and counted by pod, in the other table.
-        let pods = LinkName::POD_PREFIX.as_bytes();
         let mut rules: Vec<Rule> = [Meta::InputName, Meta::OutputName]
-            .map(|name| {
+            .map(|end| {
                 let invalid = Rule::default().ct(Ct::State, FIRST).bits(FIRST, INVALID, 0, FIRST);
-                invalid.unequal(FIRST, &[0; 4]).meta(name, ADDRESS).equal(ADDRESS, pods).leave()
+                invalid.unequal(FIRST, &[0; 4]).by_links(end, LinkName::POD_PREFIX, ADDRESS).leave()
             })
             .into();
         for of in Family::BOTH.map(Of) {
@@ -403,8 +402,7 @@ impl Program {
             self.chain(format!("egress{}", of.digit()), rules);
         }
         // The fast path's tunnel goes from node to node.
-        let uplink = [UPLINK_LINK.as_bytes(), &[0]].concat();
-        let tunnel = Rule::default().meta(Meta::InputName, ADDRESS).equal(ADDRESS, &uplink).leave();
+        let tunnel = Rule::default().by_link(Meta::InputName, UPLINK_LINK, ADDRESS).leave();
         let stray = Rule::default().ct(Ct::State, FIRST).bits(FIRST, INVALID | UNTRACKED, 0, FIRST);
         let mut rules = vec![tunnel, stray.unequal(FIRST, &[0; 4]).goto("stray")];
         rules.extend(Family::BOTH.map(Of).map(|of| {

@@ -124,7 +124,7 @@ impl Program {
 
     /// Where packets come in: of pods, and of all others.
     fn before_routing(&self) -> Chain {
-        let pods = by_link(Meta::InputName, LinkName::POD_PREFIX, true);
+        let pods = |rule: Rule| rule.by_links(Meta::InputName, LinkName::POD_PREFIX, FRONTEND);
         let mut rules = self.spared();
         rules.extend(Family::BOTH.map(|of| pods(about(of)).goto(format!("pods{}", digit(of)))));
         if self.own {
@@ -152,7 +152,7 @@ impl Program {
             rules.push(as_node(both.within(Set::Selves(of).name(), FRONTEND), of, host));
             if self.own {
                 // The tunnel takes nothing from strangers, and their answers would not come this way.
-                let through = by_link(Meta::OutputName, self.tunnel, false)(translated(of));
+                let through = translated(of).by_link(Meta::OutputName, self.tunnel, FRONTEND);
                 rules.push(as_node(elsewhere(stranger(through, of), of), of, host));
                 for by in [By::Address, By::Nodes] {
                     let out = stranger(outward(self.tunnel, translated(of)), of);
@@ -175,7 +175,7 @@ impl Program {
         let rules = Family::BOTH.map(|of| {
             let all = about(of);
             let whose =
-                if self.own { all } else { by_link(Meta::InputName, LinkName::POD_PREFIX, true)(all) };
+                if self.own { all } else { all.by_links(Meta::InputName, LinkName::POD_PREFIX, FRONTEND) };
             let nobodys = whose.destination(of, FRONTEND).within(Set::Prefixes(of).name(), FRONTEND);
             nobodys.goto(drop_chain(DropReason::NoSuchService))
         });
@@ -185,18 +185,12 @@ impl Program {
 
     /// What a backend sends out of its connection's window is not translated, and the node would answer it with a reset.
     fn stray(&self) -> Chain {
-        let tunnel = by_link(Meta::InputName, self.tunnel, false)(Rule::default());
+        let tunnel = Rule::default().by_link(Meta::InputName, self.tunnel, FRONTEND);
         let invalid = tunnel.ct(Ct::State, FIRST).bits(FIRST, INVALID, 0, FIRST).unequal(FIRST, &[0; 4]);
         let hook = Hook { kind: "filter", number: INPUT, priority: FILTER };
         let rules = vec![invalid.goto(drop_chain(DropReason::InvalidConnection))];
         Chain { name: "stray".into(), hook: Some(hook), rules }
     }
-}
-
-/// What asks of a packet by which link it comes or goes; of a name that only begins so, by its beginning.
-fn by_link(end: Meta, name: &'static str, begins: bool) -> impl Fn(Rule) -> Rule {
-    let value = [name.as_bytes(), if begins { &[] } else { &[0] }].concat();
-    move |rule| rule.meta(end, FRONTEND).equal(FRONTEND, &value)
 }
 
 /// A rule about packets that leave by none of our links, nor by the loopback.

@@ -140,6 +140,16 @@ impl Rule {
         self.then("meta", &[(2, &(key as u32).to_be_bytes()), (1, &to.number())])
     }
 
+    /// Goes on only if a packet comes or goes by the link of this name.
+    pub(crate) fn by_link(self, end: Meta, name: &str, by: Register) -> Self {
+        self.meta(end, by).equal(by, &[name.as_bytes(), &[0]].concat())
+    }
+
+    /// Goes on only if a packet comes or goes by a link whose name begins so.
+    pub(crate) fn by_links(self, end: Meta, prefix: &str, by: Register) -> Self {
+        self.meta(end, by).equal(by, prefix.as_bytes())
+    }
+
     /// Loads bytes of the network header.
     pub(crate) fn header(self, offset: u32, length: u32, to: Register) -> Self {
         let [base, offset, length] = [1, offset, length].map(u32::to_be_bytes);

@@ -42,9 +42,8 @@ const FORGETS: Duration = Duration::from_secs(60);
 const GOES_ON: Duration = Duration::from_secs(40);
 /// Buffers that a worker keeps at hand for the next read from a TAP: a small one and a large one.
 const AT_HAND: usize = 2;
-/// Rounds without a kill before memory is watched: the agent's log of 16,384 events is full then, each of them with its pods' names, and
-/// all that is made once has been made.
-const WARM: usize = 60;
+/// The events that the agent keeps: its memory grows until there are so many.
+const EVENTS: usize = 16_384;
 /// What memory may grow by, in KiB, while it is the same work over and over.
 const GROWTH: f64 = 4096.0;
 /// What is killed in turn.
@@ -80,7 +79,9 @@ pub fn run(length: Duration, hugepages: bool) -> Result<Vec<Finding>> {
         }
         eprintln!("  soak: round {rounds} with a kill, {:.0} s", began.elapsed().as_secs_f64());
     }
-    (0..WARM).try_for_each(|_| soak.round(&mut rng))?;
+    (0..=EVENTS / SHORT_FLOWS).try_for_each(|_| soak.short_flows())?;
+    // Once without a kill, so that all that is made once has been made.
+    soak.round(&mut rng)?;
     let before = soak.ledgers()?;
     loop {
         soak.round(&mut rng)?;
