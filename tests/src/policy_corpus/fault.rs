@@ -2,7 +2,7 @@
 
 use causeway_model::PortProtocol;
 use causeway_model::policy::Action;
-use causeway_policy::{LabelSelector, Namespaces, Peer, Policy, PortMatch, Requirement, Rule, Tier};
+use causeway_policy::{LabelSelector, Namespaces, Peer, Policy, PortMatch, Requirement, Rule, Tier, read};
 use serde_json::Value;
 
 use super::document::document;
@@ -95,8 +95,14 @@ impl Fault {
         (bent != *policy).then(|| document(&bent))
     }
 
-    /// A policy as it is compiled with this fault.
-    pub(super) fn bend(self, mut policy: Policy) -> Policy {
+    /// What is compiled in a policy's place: what that object says, so that a case is as red on the engine as on nodes.
+    pub(super) fn compiled(self, policy: Policy) -> Policy {
+        let Some(object) = self.bent(&policy) else { return policy };
+        let read = read(&object).expect("what is told again can be read");
+        read.policy.expect("it says what it said, but for the fault")
+    }
+
+    fn bend(self, mut policy: Policy) -> Policy {
         let cluster = policy.tier != Tier::NetworkPolicy;
         match self {
             Self::SubjectPodsIgnored => policy.subject.pods = LabelSelector::default(),

@@ -134,7 +134,7 @@ struct Story<'a> {
 impl<'a> Story<'a> {
     fn new(corpus: &'a Corpus, case: &'a Case, flip: bool, fault: Option<Fault>) -> Result<Self> {
         let (stage, changes) = Stage::new(&corpus.topology)?;
-        let bend = fault.map(|fault| -> Bend { Box::new(move |policy| fault.bend(policy)) });
+        let bend = fault.map(|fault| -> Bend { Box::new(move |policy| fault.compiled(policy)) });
         let mut engine = Engine::new(&stage, bend)?;
         engine.apply(&stage, &changes);
         Ok(Self {
