@@ -151,7 +151,7 @@ pub(crate) enum Place {
 
 impl<'a, P: Pool> Hands<'a, P> {
     /// The same for a while.
-    fn lend(&mut self) -> Hands<'_, P> {
+    pub(crate) fn lend(&mut self) -> Hands<'_, P> {
         let Self { pool, datagrams, pieces, tracking, tally } = self;
         Hands { pool, datagrams, pieces, tracking: *tracking, tally }
     }

@@ -7,8 +7,8 @@ use crate::connection::Turn;
 use crate::datagrams::{self, Hands, Place};
 use crate::packet::{Common, Family, Front, Ip, examine, front};
 use crate::send::{Hop, send};
-use crate::service::{serve, stand_at_gateway, step_aside, turn_and_send};
-use crate::track::{Stood, approach, track};
+use crate::service::{answer, serve, stand_at_gateway, step_aside, turn_and_send};
+use crate::track::{Hint, Stood, approach, track};
 use crate::transport::Transport;
 use crate::world::{Owner, Pod, World};
 use crate::{Buffer, Burst, Checksum, Frame, Pool, Port, Worker, gateway};
@@ -26,16 +26,15 @@ pub fn from_pod<P: Pool>(
     worker.tally.received(from, burst.len() as u64, burst.bytes());
     limit_sender(burst, slot, world, worker, now);
     let pod = world.pod(slot);
-    let mut hashes = approach(burst, 0, worker.tracking.as_ref()).into_iter();
+    let mut hints = approach(burst, 0, worker.tracking.as_ref());
     burst.sift(|frame, pieces| {
-        let hash = hashes.next().unwrap_or_default();
+        let hint = hints.next();
         let plain = pod.and_then(|pod| Some((pod, plain_front(frame, pod)?)));
         let verdict = match plain {
             Some((pod, front)) => {
-                let front = Front { hash, ..front };
-                pass(frame, front, (pod, slot), world, now, Hands::of(worker, pieces))
+                pass(frame, (front, hint), (pod, slot), world, now, Hands::of(worker, pieces))
             }
-            None => forward_other(frame, (pod, slot), world, now, Hands::of(worker, pieces)),
+            None => forward_other(frame, hint, (pod, slot), world, now, Hands::of(worker, pieces)),
         };
         worker.keeps(verdict, frame, from, world, now)
     });
@@ -60,6 +59,7 @@ fn plain_front<B: Buffer>(frame: &Frame<B>, pod: &Pod) -> Option<Front<Ipv4>> {
 #[inline(never)]
 fn forward_other<P: Pool>(
     frame: &mut Frame<P::Buffer>,
+    hint: Hint,
     (pod, slot): (Option<&Pod>, u16),
     world: &World,
     now: u64,
@@ -69,11 +69,11 @@ fn forward_other<P: Pool>(
     match Family::of(frame.head()).or_else(|| untag(frame)) {
         Some(Family::V4) => {
             let front = front::<Ipv4>(frame.head());
-            forward(frame, front, (pod, slot), world, now, hands)
+            forward(frame, (front, hint), (pod, slot), world, now, hands)
         }
         Some(Family::V6) => {
             let front = front::<Ipv6>(frame.head());
-            forward(frame, front, (pod, slot), world, now, hands)
+            forward(frame, (front, hint), (pod, slot), world, now, hands)
         }
         None => without_packet(frame, pod, slot),
     }
@@ -83,7 +83,7 @@ fn forward_other<P: Pool>(
 #[inline(always)]
 fn forward<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
-    front: Result<Front<I>, Malformed>,
+    (front, hint): (Result<Front<I>, Malformed>, Hint),
     (pod, slot): (&Pod, u16),
     world: &World,
     now: u64,
@@ -104,20 +104,26 @@ fn forward<P: Pool, I: Ip>(
         // A pod's word for it is not enough.
         frame.offload.checksum = Checksum::Whole;
     }
-    pass::<P, I>(frame, front, (pod, slot), world, now, hands)
+    pass::<P, I>(frame, (front, hint), (pod, slot), world, now, hands)
 }
 
 /// Sends a packet on its way that the pod may send.
 #[inline(always)]
 fn pass<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
-    front: Front<I>,
+    (front, hint): (Front<I>, Hint),
     (pod, slot): (&Pod, u16),
     world: &World,
     now: u64,
-    hands: Hands<'_, P>,
+    mut hands: Hands<'_, P>,
 ) -> Result<Kept, DropReason> {
     let from = Port::Endpoint(slot);
+    let front = front.with(hint);
+    if hint.is_answer
+        && let Some(sent) = answer::<P, I>(frame, from, front.hash, world, now, hands.lend())
+    {
+        return sent;
+    }
     if I::is_among_services(world, front.destination) && !front.is_fragment() {
         return serve::<P, I>(frame, (slot, Owner::Service), front.hash, world, now, hands.again());
     }

@@ -11,8 +11,8 @@ use crate::datagrams::{self, Hands, Place};
 use crate::outer::{Outer, OuterV4};
 use crate::packet::{Common, Family, Front, Ip, examine, front};
 use crate::send::{Hop, send};
-use crate::service::turn_and_send;
-use crate::track::{approach, track};
+use crate::service::{answer, turn_and_send};
+use crate::track::{Hint, approach, track};
 use crate::world::{Owner, World};
 use crate::{Buffer, Burst, Checksum, Frame, Pool, Port, Worker, path_mtu};
 
@@ -24,19 +24,19 @@ pub fn from_uplink<P: Pool>(burst: &mut Burst<P::Buffer>, world: &World, worker:
         IpAddr::V4(own) => Some(own),
         IpAddr::V6(_) => None,
     };
-    let mut hashes = approach(burst, world.outer_len(), worker.tracking.as_ref()).into_iter();
+    let mut hints = approach(burst, world.outer_len(), worker.tracking.as_ref());
     burst.sift(|frame, pieces| {
-        let (len, hash) = (frame.len() as u64, hashes.next().unwrap_or_default());
+        let (len, hint) = (frame.len() as u64, hints.next());
         let verdict = match unwrap_plain(frame, own, world) {
             Some((front, ecn)) => {
                 (packets, bytes) = (packets + 1, bytes + len);
-                let front = Front { hash, ..front };
-                pass(frame, front, ecn, world, now, Hands::of(worker, pieces))
+                pass(frame, (front, hint), ecn, world, now, Hands::of(worker, pieces))
             }
             None => match open_tunnel(frame, world) {
-                Ok(ecn) => {
+                Ok((outer, ecn)) => {
                     (packets, bytes) = (packets + 1, bytes + len);
-                    deliver_other(frame, ecn, world, now, Hands::of(worker, pieces))
+                    let hint = if outer == world.outer_len() { hint } else { Hint::NONE };
+                    deliver_other(frame, hint, ecn, world, now, Hands::of(worker, pieces))
                 }
                 // No tunnel frame; but it may be about one.
                 Err(DropReason::NotForUs) => {
@@ -91,9 +91,9 @@ struct Envelope {
     len: usize,
 }
 
-/// Takes off the outer headers of a tunnel frame for us, notes whose it is, and tells its congestion bits.
+/// Takes off the outer headers of a tunnel frame for us, notes whose it is, and tells how long they are and their congestion bits.
 #[inline(never)]
-fn open_tunnel<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<Ecn, DropReason> {
+fn open_tunnel<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<(usize, Ecn), DropReason> {
     let envelope = envelope(frame.head(), world)?;
     if envelope.fragment {
         // Where it was to cannot be told; what a stranger sends in fragments is no tunnel's.
@@ -126,7 +126,7 @@ fn open_tunnel<B: Buffer>(frame: &mut Frame<B>, world: &World) -> Result<Ecn, Dr
         frame.offload = frame.offload.moved_up(outer);
     }
     frame.peer = peer;
-    Ok(envelope.ecn)
+    Ok((outer, envelope.ecn))
 }
 
 /// Reads the outer IP header, if the packet can be a tunnel's and is for us.
@@ -196,7 +196,7 @@ fn verify<B: Buffer>(frame: &Frame<B>, udp: usize, checksum: u16) -> Result<(), 
 #[inline(always)]
 fn deliver<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
-    front: Result<Front<I>, Malformed>,
+    (front, hint): (Result<Front<I>, Malformed>, Hint),
     outer: Ecn,
     world: &World,
     now: u64,
@@ -212,21 +212,27 @@ fn deliver<P: Pool, I: Ip>(
     if !for_us {
         return Err(DropReason::NotForUs);
     }
-    pass::<P, I>(frame, front, outer, world, now, hands)
+    pass::<P, I>(frame, (front, hint), outer, world, now, hands)
 }
 
 /// Sends an inner packet on its way that its sender may send.
 #[inline(always)]
 fn pass<P: Pool, I: Ip>(
     frame: &mut Frame<P::Buffer>,
-    front: Front<I>,
+    (front, hint): (Front<I>, Hint),
     outer: Ecn,
     world: &World,
     now: u64,
-    hands: Hands<'_, P>,
+    mut hands: Hands<'_, P>,
 ) -> Result<Kept, DropReason> {
     if outer != Ecn::NotEct {
         leave_tunnel(frame, I::FAMILY, outer)?;
+    }
+    let front = front.with(hint);
+    if hint.is_answer
+        && let Some(sent) = answer::<P, I>(frame, Port::Uplink, front.hash, world, now, hands.lend())
+    {
+        return sent;
     }
     match I::owners(world).get(front.destination) {
         // The commonest way, compiled for itself.
@@ -271,6 +277,7 @@ fn deliver_elsewhere<P: Pool, I: Ip>(
 #[inline(never)]
 fn deliver_other<P: Pool>(
     frame: &mut Frame<P::Buffer>,
+    hint: Hint,
     outer: Ecn,
     world: &World,
     now: u64,
@@ -279,11 +286,11 @@ fn deliver_other<P: Pool>(
     match Family::of(frame.head()) {
         Some(Family::V4) => {
             let front = front::<Ipv4>(frame.head());
-            deliver(frame, front, outer, world, now, hands)
+            deliver(frame, (front, hint), outer, world, now, hands)
         }
         Some(Family::V6) => {
             let front = front::<Ipv6>(frame.head());
-            deliver(frame, front, outer, world, now, hands)
+            deliver(frame, (front, hint), outer, world, now, hands)
         }
         None => Err(without_packet(frame)),
     }

@@ -1,13 +1,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use causeway_model::DropReason;
-use causeway_wire::checksum::Change;
+use causeway_wire::checksum::{Change, Replaced};
 use causeway_wire::{EtherType, Ethernet, IpProtocol, Ipv4, Ipv6, Malformed, Ports, TrafficClass, Upper};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use crate::connection::{End, Key};
 use crate::offload::settle;
 use crate::table::{Address, Prefixes};
+use crate::track::Hint;
 use crate::transport::Transport;
 use crate::world::{Owner, Pod, World};
 use crate::{Buffer, Frame};
@@ -84,8 +85,8 @@ pub(crate) trait Ip: Copy {
     /// Any address, if it is of this family.
     fn of(address: IpAddr) -> Option<Self::Address>;
 
-    /// What other addresses do to a checksum over both.
-    fn change(from: [Self::Address; 2], to: [Self::Address; 2]) -> Change;
+    /// Both addresses, and others in their place.
+    fn replaced(from: [Self::Address; 2], to: [Self::Address; 2]) -> Replaced;
 
     /// Changes where a packet comes from and goes to, and its header's checksum by as much.
     fn readdress(packet: &mut [u8], to: [Self::Address; 2], change: Change);
@@ -114,6 +115,13 @@ impl<I: Ip> Front<I> {
     #[inline(always)]
     pub(crate) fn hash_of(&self, key: &Key) -> u64 {
         if self.hash == 0 { key.hash() } else { self.hash }
+    }
+
+    /// The same with what was known before.
+    #[inline(always)]
+    pub(crate) fn with(self, hint: Hint) -> Self {
+        let hash = if self.is_fragment() { 0 } else { hint.hash };
+        Self { hash, ..self }
     }
 
     /// A part of a packet, first or not.
@@ -233,8 +241,8 @@ impl Ip for Ipv4 {
     }
 
     #[inline(always)]
-    fn change(from: [u32; 2], to: [u32; 2]) -> Change {
-        Change::default().and(from[0], to[0]).and(from[1], to[1])
+    fn replaced(from: [u32; 2], to: [u32; 2]) -> Replaced {
+        Replaced::default().and(from[0], to[0]).and(from[1], to[1])
     }
 
     #[inline(always)]
@@ -341,11 +349,11 @@ impl Ip for Ipv6 {
     }
 
     #[inline(always)]
-    fn change(from: [u128; 2], to: [u128; 2]) -> Change {
+    fn replaced(from: [u128; 2], to: [u128; 2]) -> Replaced {
         let quarters = |address: u128| [0, 32, 64, 96].map(|shift| (address >> shift) as u32);
         let words =
             from.into_iter().zip(to).flat_map(|(old, new)| quarters(old).into_iter().zip(quarters(new)));
-        words.fold(Change::default(), |change, (old, new)| change.and(old, new))
+        words.fold(Replaced::default(), |words, (old, new)| words.and(old, new))
     }
 
     #[inline(always)]

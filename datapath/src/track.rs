@@ -1,17 +1,18 @@
 //! The connection stage: a packet of a pod belongs to a connection, begins one that it may begin, or goes no further.
 
+use std::array;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use causeway_model::DropReason;
 use causeway_model::policy::{Direction, RuleNumber, Verdict};
-use causeway_wire::{Ethernet, IpProtocol, Ipv4, Ports};
+use causeway_wire::{Ethernet, IpProtocol, Ipv4, Ipv6, Ports};
 
 use crate::connection::{
     Anew, Class, Connections, End, Found, Gate, How, Key, Moment, Packet, Place, Standing, Turn, classify,
     ends,
 };
 use crate::events::Events;
-use crate::packet::{Front, Ip};
+use crate::packet::{Family, Front, Ip};
 use crate::policy::{Ends, Refusal};
 use crate::send::impassable;
 use crate::service::Clients;
@@ -424,28 +425,56 @@ fn packets<B: Buffer>(frame: &Frame<B>) -> u64 {
     }
 }
 
+/// What is known of a burst's frames before they are looked at one by one.
+pub(crate) struct Hints {
+    /// The hashes of their connections' keys, zero where there is none.
+    hashes: array::IntoIter<u64, { burst::SIZE }>,
+    /// Which seem to answer in a translated connection, from the lowest bit on.
+    answers: u32,
+}
+
+/// What is known of a frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hint {
+    /// The hash of its connection's key, or zero.
+    pub(crate) hash: u64,
+    /// Whether it seems to be an answer of a translated one.
+    pub(crate) is_answer: bool,
+}
+
+impl Hint {
+    pub(crate) const NONE: Self = Self { hash: 0, is_answer: false };
+}
+
+impl Hints {
+    /// The next frame's.
+    #[inline(always)]
+    pub(crate) fn next(&mut self) -> Hint {
+        let hint = Hint { hash: self.hashes.next().unwrap_or_default(), is_answer: self.answers & 1 != 0 };
+        self.answers >>= 1;
+        hint
+    }
+}
+
 /// Asks for the connections of a burst before they are looked up one by one, so that one does not wait for another's memory. `at`
-/// is where in a frame the pods' part begins. The hashes of their keys, zero where there is none: of a [`Common`] frame that begins
-/// there it is the right one.
+/// is where in a frame the pods' part begins. Of a packet that begins there, is no fragment and has ports, the hash is the right one.
 #[inline(always)]
-pub(crate) fn approach<B: Buffer>(
-    burst: &Burst<B>,
-    at: usize,
-    tracking: Option<&Tracking>,
-) -> [u64; burst::SIZE] {
-    let mut hashes = [0; burst::SIZE];
-    let Some(Tracking { connections, .. }) = tracking else { return hashes };
-    // Two rounds: what the index says is read when it has had the time of all others to come.
-    for (place, frame) in hashes.iter_mut().zip(burst.frames()) {
-        if let Some(hash) = glance(frame.head().get(at..).unwrap_or_default()) {
-            connections.approach(hash);
-            *place = hash;
+pub(crate) fn approach<B: Buffer>(burst: &Burst<B>, at: usize, tracking: Option<&Tracking>) -> Hints {
+    let (mut hashes, mut answers) = ([0; burst::SIZE], 0);
+    if let Some(Tracking { connections, .. }) = tracking {
+        // Two rounds: what the index says is read when it has had the time of all others to come.
+        for (place, frame) in hashes.iter_mut().zip(burst.frames()) {
+            if let Some(hash) = glance(frame.head().get(at..).unwrap_or_default()) {
+                connections.approach(hash);
+                *place = hash;
+            }
+        }
+        for (number, hash) in hashes.into_iter().take(burst.len()).enumerate().filter(|(_, hash)| *hash != 0)
+        {
+            answers |= u32::from(connections.approach_entry(hash)) << number;
         }
     }
-    for hash in hashes.into_iter().take(burst.len()).filter(|hash| *hash != 0) {
-        connections.approach_entry(hash);
-    }
-    hashes
+    Hints { hashes: hashes.into_iter(), answers }
 }
 
 /// The hash of the connection of the commonest packets. Of others it is a guess, and a wrong one costs time and nothing else.
@@ -454,10 +483,25 @@ fn glance(inner: &[u8]) -> Option<u64> {
     let packet = inner.get(Ethernet::LEN..)?;
     let (ip, rest) = packet.split_first_chunk::<{ Ipv4::LEN }>()?;
     if ip[0] != 0x45 || inner[12..14] != [8, 0] || !IpProtocol(ip[9]).has_ports() {
-        return None;
+        return glance_v6(inner);
     }
     let (ports, _) = Ports::split(rest).ok()?;
     let word = |at: usize| u32::from_be_bytes([ip[at], ip[at + 1], ip[at + 2], ip[at + 3]]);
     let (source, destination) = ((word(12), ports.source()), (word(16), ports.destination()));
     Some(Key::v4(source, destination, IpProtocol(ip[9])).0.hash())
+}
+
+/// The same of IPv6 without extension headers.
+#[inline(never)]
+fn glance_v6(inner: &[u8]) -> Option<u64> {
+    if Family::of(inner) != Some(Family::V6) {
+        return None;
+    }
+    let (ip, payload) = Ipv6::split_partial(inner.get(Ethernet::LEN..)?).ok()?;
+    if !ip.next_header().has_ports() {
+        return None;
+    }
+    let (ports, _) = Ports::split(payload).ok()?;
+    let (source, destination) = (ip.source().into(), ip.destination().into());
+    Some(Key::v6((source, ports.source()), (destination, ports.destination()), ip.next_header()).0.hash())
 }

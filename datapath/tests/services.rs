@@ -387,3 +387,54 @@ fn without_connections_no_service_is_served() {
     assert_eq!(asked(VIP[0]), Err(DropReason::ConnectionsFull));
     assert_eq!(asked(FAR[0]), Ok(()));
 }
+
+#[test]
+fn a_datagram_that_says_another_length_belongs_to_no_connection() {
+    for family in [0, 1] {
+        let chosen = [FAR[family]];
+        let mut by: [&[&str]; 2] = [&[], &[]];
+        by[family] = &chosen;
+        let served = Served::by(by);
+        let ask = udp(A[family], VIP[family], (4000, 80), 40);
+        let answer = udp(FAR[family], A[family], (8080, 4000), 40);
+        let length = if family == 0 { 25 } else { 45 };
+        // As one of a connection that nobody has answered, and of one that was.
+        for _ in 0..2 {
+            for wrong in [7, 49, 255] {
+                let sent = served.sent(&with(ask.clone(), length, wrong));
+                assert_eq!(sent.map(drop), Err(DropReason::InvalidConnection), "{wrong} of 48");
+            }
+            assert!(served.sent(&ask).is_ok() && served.arrives(&answer).is_ok());
+            for wrong in [7, 49, 255] {
+                let back = served.arrives(&with(answer.clone(), length, wrong));
+                assert_eq!(back.map(drop), Err(DropReason::InvalidConnection), "{wrong} of 48");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_answer_is_of_its_connection_whatever_is_around_it() {
+    for family in [0, 1] {
+        let chosen = [FAR[family]];
+        let mut by: [&[&str]; 2] = [&[], &[]];
+        by[family] = &chosen;
+        let served = Served::by(by);
+        served.sent(&udp(A[family], VIP[family], (4000, 80), 40)).unwrap();
+        let answer = udp(FAR[family], A[family], (8080, 4000), 40);
+        let plain_frame = tunnelled(&inner_to_east(&answer));
+        // Options in the outer header, so that all else lies elsewhere; and padding behind the packet.
+        let mut with_options = plain_frame.clone();
+        with_options.splice(34..34, [1; 8]);
+        with_options[14] = 0x47;
+        let total = u16::from_be_bytes([with_options[16], with_options[17]]) + 8;
+        with_options[16..18].copy_from_slice(&total.to_be_bytes());
+        seal_v4(&mut with_options[14..]);
+        let padded = [&plain_frame[..], &[0; 9]].concat();
+        for frame in [&with_options, &padded, &plain_frame] {
+            let back = served.side.one(Port::Uplink, plain(frame)).unwrap();
+            assert_eq!(ends(back.packet()), as_ends((VIP[family], 80), (A[family], 4000)));
+            assert_eq!(served.tracking.connections.live_count(), 1);
+        }
+    }
+}

@@ -162,21 +162,39 @@ pub const fn put_in(checksum: u16, words: u32) -> u16 {
     !((sum >> 16) + (sum & 0xffff)) as u16
 }
 
-/// What replacing some words by others does to the checksums over them: added up once, for as many checksums as there are.
+/// Words that are replaced by others, added up once for all checksums over them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Change(u64);
+pub struct Replaced(u64);
 
-impl Change {
-    /// Two words more are replaced, as an address or two ports are; at an even offset.
+impl Replaced {
+    /// Two words more, as an address or two ports are; at an even offset.
     #[inline(always)]
     pub const fn and(self, old: u32, new: u32) -> Self {
         Self(self.0 + !old as u64 + new as u64)
     }
 
+    /// What that does to the checksums.
+    #[inline(always)]
+    pub const fn change(self) -> Change {
+        Change(fold(self.0))
+    }
+}
+
+/// What replacing some words by others does to the checksums over them: a sum of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Change(pub u16);
+
+impl Change {
+    /// What takes it back: the old words in the place of the new ones.
+    #[inline(always)]
+    pub const fn back(self) -> Self {
+        Self(!self.0)
+    }
+
     /// A checksum after that.
     #[inline(always)]
     pub const fn of(self, checksum: u16) -> u16 {
-        !fold(!checksum as u64 + self.0)
+        !self.of_sum(!checksum)
     }
 
     /// The same of UDP: no checksum stays no checksum, and no change makes one into none.
@@ -188,7 +206,8 @@ impl Change {
     /// A sum, not its complement, after that.
     #[inline(always)]
     pub const fn of_sum(self, sum: u16) -> u16 {
-        fold(sum as u64 + self.0)
+        let (sum, carry) = sum.overflowing_add(self.0);
+        sum + carry as u16
     }
 }
 
@@ -323,6 +342,10 @@ mod tests {
                 (Ok(old), Ok(new)) => {
                     let (old, new) = (u32::from_be_bytes(old), u32::from_be_bytes(new));
                     prop_assert_eq!(replace_u32(before, old, new), want);
+                    let change = Replaced::default().and(old, new).change();
+                    prop_assert_eq!(change.of(before), want);
+                    // Zero has two words.
+                    prop_assert_eq!(change.back().of(want) % 0xffff, before % 0xffff);
                 }
                 _ => {
                     let word = |pair: &[u8]| u16::from_be_bytes([pair[0], pair[1]]);

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use causeway_model::connection::Stage;
 use causeway_model::policy::RuleNumber;
+use causeway_wire::checksum::Change;
 
 use super::key::{End, Key, WORDS};
 use crate::packet::Family;
@@ -31,18 +32,21 @@ const HALF_FULL: u64 = 1 << 63 | 1 << (PACKETS - 1);
 const BEGAN: usize = 16;
 const HANDSHAKE: usize = 17;
 const RETRANSMITS: usize = 18;
-const OWNER: usize = 21;
 /// The rules that let it pass, as one of who begins and as one of who answers.
 const RULES: usize = 19;
 /// A second key, of a translated connection: addresses and ports as the client knows them, where the first has those on the wire.
 pub(super) const CLIENT: usize = 24;
 /// The way to the other end: that in the lower half, the number of the world in which it was found in the upper.
 const WAY: usize = CLIENT + WORDS;
+/// The slot of the pod whose connection it is, and of a translated one what the client's packets becoming those on the wire does to checksums: over
+/// addresses, and over addresses and ports.
+const OWNER: usize = WAY + 1;
+const CHANGES: [u32; 2] = [16, 32];
 const NEXT: usize = 31;
-const _: () = assert!(RULES + 2 == OWNER && OWNER < CLIENT && WAY < NEXT && NEXT < ENTRY);
+const _: () = assert!(RULES + 2 <= CLIENT && OWNER < NEXT && NEXT < ENTRY);
 
 /// A number that names this layout: a file of another one is refused.
-pub(super) const LAYOUT: u64 = 0xca05_e3a7_0001_0004;
+pub(super) const LAYOUT: u64 = 0xca05_e3a7_0001_0005;
 
 /// The life of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -194,10 +198,20 @@ impl Entry<'_> {
         for (word, value) in self.0[CLIENT..].iter().zip(key.0) {
             word.store(value, Relaxed);
         }
+        let changes = CHANGES.into_iter().zip(key.changes(&self.key()));
+        let words = changes.fold(0, |words, (at, change)| words | u64::from(change.0) << at);
+        self.0[OWNER].store(words | u64::from(self.owner()), Relaxed);
+    }
+
+    /// What a packet of the client becoming one on the wire does to a checksum over addresses, and to one over addresses and ports.
+    #[inline(always)]
+    pub(super) fn changes(&self) -> [Change; 2] {
+        let words = self.0[OWNER].load(Relaxed);
+        CHANGES.map(|at| Change((words >> at) as u16))
     }
 
     /// The way of a translated connection's packets to the other end, if it was found in this world.
-    #[inline]
+    #[inline(always)]
     pub(super) fn way(&self, world: u32) -> Option<NonZeroU32> {
         let word = self.0[WAY].load(Relaxed);
         NonZeroU32::new(word as u32).filter(|_| (word >> 32) as u32 == world)
@@ -208,7 +222,7 @@ impl Entry<'_> {
     }
 
     /// The mark of the services that last had it go where it goes.
-    #[inline]
+    #[inline(always)]
     pub(super) fn served(&self) -> u32 {
         (self.0[TIMES].load(Relaxed) >> 32) as u32
     }
@@ -260,7 +274,7 @@ impl Entry<'_> {
         self.0[TIMES].load(Relaxed) as u32
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn see(&self, now: u32) {
         let times = self.0[TIMES].load(Relaxed);
         if times as u32 != now {
@@ -269,7 +283,7 @@ impl Entry<'_> {
     }
 
     /// Counts packets of one direction, those of one frame.
-    #[inline]
+    #[inline(always)]
     pub(super) fn count(&self, from: End, packets: u64, bytes: u64) {
         if self.family() == Family::V6 {
             return self.add(from, packets, bytes);
@@ -338,12 +352,14 @@ impl Entry<'_> {
         self.0[BEGAN].load(Relaxed)
     }
 
+    #[inline(always)]
     pub(super) fn owner(&self) -> u16 {
         self.0[OWNER].load(Relaxed) as u16
     }
 
     pub(super) fn set_owner(&self, owner: u16) {
-        self.0[OWNER].store(owner.into(), Relaxed);
+        let words = self.0[OWNER].load(Relaxed);
+        self.0[OWNER].store(words & !0xffff | u64::from(owner), Relaxed);
     }
 
     /// Microseconds from the first packet to the other end's first; zero while there is none.
@@ -368,7 +384,7 @@ impl Entry<'_> {
         (self.0[RETRANSMITS].load(Relaxed) >> (32 * from.index())) as u32
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn stamp(&self) -> u64 {
         self.0[STAMP].load(Relaxed)
     }

@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use causeway_model::DropReason;
 use causeway_model::connection::{Stage, Timeouts};
 use causeway_model::policy::RuleNumber;
+use causeway_wire::checksum::Change;
 use causeway_wire::{Icmpv4, Icmpv4Type, Icmpv6, Icmpv6Type, IpProtocol, Ports, Sctp, Tcp, Udp};
 
 use super::entry::{Entry, Life, State, Window};
@@ -82,7 +83,7 @@ pub(crate) trait Gate {
 }
 
 /// How a packet stands to a connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Standing {
     /// It began one.
     Begins(Found),
@@ -301,7 +302,7 @@ impl Connections {
             Ok((place, state, is_new)) => {
                 let for_client = keys.client.is_some();
                 let from = if for_client { state.originator } else { from };
-                let found = Found::new((place, state), from, for_client);
+                let found = Found::new(self.entry(place.index), (place, state), from, for_client);
                 if is_new {
                     return Ok(Standing::Begins(found));
                 }
@@ -325,13 +326,25 @@ impl Connections {
         now: Moment,
         gate: &impl Gate,
     ) -> Result<Anew, Refusal> {
-        let (place, from, onward) = (found.place(), found.from, found.is_onward());
+        self.go(packet, (found, found.is_onward()), now, gate)
+    }
+
+    /// The same where it is known whether the packet goes the way of the first one.
+    #[inline(always)]
+    pub(crate) fn go<I: Ip>(
+        &self,
+        packet: &Packet<'_, I>,
+        (found, onward): (Found, bool),
+        now: Moment,
+        gate: &impl Gate,
+    ) -> Result<Anew, Refusal> {
+        let from = found.from;
         // Nobody has answered yet: until then each packet asks again, so that whoever refuses from now on need not answer.
         if found.is_new() && onward && gate.refuses_new() {
             return Err(DropReason::DeniedNew.into());
         }
         // The state stays packed unless somebody needs it: to take it apart costs as much as all the rest.
-        let (entry, state) = (self.entry(place.index), found.state_word());
+        let (entry, state) = (found.entry, found.state_word());
         let stamp = gate.stamp(onward);
         if stamp != entry.stamp() {
             judge_again(entry, state, (onward, stamp), gate)?;
@@ -343,7 +356,7 @@ impl Connections {
                 let data = data.len() + packet.len.saturating_sub(packet.transport.len());
                 let segment = Segment::of(header, options, data);
                 if take_segment(entry, found.state(), from, &segment, now)? == Anew::Begins {
-                    self.release(place);
+                    self.release(found.place());
                     return Ok(Anew::Begins);
                 }
             }
@@ -360,7 +373,7 @@ impl Connections {
     /// Whether a packet begins another connection of the same addresses and ports, which has then ended this one.
     #[cold]
     pub(crate) fn is_ended_by<I: Ip>(&self, packet: &Packet<'_, I>, found: &Found) -> bool {
-        let entry = self.entry(found.place().index);
+        let entry = found.entry;
         let windows = [entry.window(End::Low), entry.window(End::High)];
         let track = Track { state: found.state(), windows, repeated: false };
         let ended = packet.protocol == IpProtocol::TCP
@@ -387,49 +400,61 @@ impl Connections {
             How::QuotedBack => I::ends(&entry.key(), state.originator.other()),
         }
     }
+}
 
-    /// [`ends_of`](Self::ends_of) a packet of the client.
+impl Found {
+    /// Where a packet of a translated connection comes from and goes to when it is turned, and what that does to checksums: over addresses, and
+    /// over addresses and ports.
     #[inline(always)]
-    pub(crate) fn ends_onward<I: Ip>(&self, found: &Found) -> [(I::Address, u16); 2] {
-        I::ends(&self.entry(found.place().index).key(), found.from)
+    pub(crate) fn turned<I: Ip>(&self) -> ([(I::Address, u16); 2], [Change; 2]) {
+        if self.for_client {
+            return (I::ends(&self.entry.key(), self.from), self.entry.changes());
+        }
+        let client = self.state().client.unwrap_or(self.from);
+        (I::ends(&self.entry.client_key(), client.other()), self.entry.changes().map(Change::back))
+    }
+
+    /// The slot of the pod whose connection it is: of a translated one the client's, as long as [its way](Self::way) is known.
+    #[inline(always)]
+    pub(crate) fn owner(&self) -> u16 {
+        self.entry.owner()
     }
 
     /// The way to the other end of a translated connection, if it was found in this world.
     #[inline(always)]
-    pub(crate) fn way(&self, found: &Found, world: u32) -> Option<NonZeroU32> {
-        self.entry(found.place().index).way(world)
+    pub(crate) fn way(&self, world: u32) -> Option<NonZeroU32> {
+        self.entry.way(world)
     }
 
     /// Notes it.
-    pub(crate) fn set_way(&self, found: &Found, world: u32, way: u32) {
-        self.entry(found.place().index).set_way(world, way);
+    pub(crate) fn set_way(&self, world: u32, way: u32) {
+        self.entry.set_way(world, way);
     }
 
     /// Where the client of a connection has sent its first packet: address and port, as it knows them.
-    pub(crate) fn asked(&self, found: &Found) -> (IpAddr, u16) {
-        let (entry, state) = (self.entry(found.place().index), found.state());
+    pub(crate) fn asked(&self) -> (IpAddr, u16) {
+        let state = self.state();
         match state.client {
-            Some(client) => entry.client_key().end(client.other()),
-            None => entry.key().end(state.originator.other()),
+            Some(client) => self.entry.client_key().end(client.other()),
+            None => self.entry.key().end(state.originator.other()),
         }
     }
 
     /// Who answers, on the wire.
-    pub(crate) fn answers(&self, found: &Found) -> (IpAddr, u16) {
-        self.entry(found.place().index).key().end(found.state().originator.other())
+    pub(crate) fn answers(&self) -> (IpAddr, u16) {
+        self.entry.key().end(self.state().originator.other())
     }
 
     /// Whether a connection goes where services of another mark had it go, and may go elsewhere: one of TCP or SCTP whose other end
     /// has answered may not.
-    #[inline]
-    pub(crate) fn is_outdated(&self, found: &Found, stamp: u32) -> bool {
-        let entry = self.entry(found.place().index);
-        entry.served() != stamp && (found.is_new() || !binds(entry.key().protocol()))
+    #[inline(always)]
+    pub(crate) fn is_outdated(&self, stamp: u32) -> bool {
+        self.entry.served() != stamp && (self.is_new() || !binds(self.entry.key().protocol()))
     }
 
     /// Notes that it goes where services of this mark have it go.
-    pub(crate) fn is_current(&self, found: &Found, stamp: u32) {
-        self.entry(found.place().index).set_served(stamp);
+    pub(crate) fn is_current(&self, stamp: u32) {
+        self.entry.set_served(stamp);
     }
 }
 

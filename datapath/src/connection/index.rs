@@ -21,8 +21,9 @@ const FOR_CLIENT: u32 = 1 << 31;
 const NUMBER: u32 = LONG - 1;
 
 /// A connection that was looked for. Words, since what is put together of smaller things is slow to be handed on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Found {
+    pub(super) entry: Entry<'static>,
     index: u32,
     /// By the key that the client knows.
     pub(crate) for_client: bool,
@@ -33,8 +34,13 @@ pub(crate) struct Found {
 
 impl Found {
     #[inline(always)]
-    pub(super) fn new((place, state): (Place, State), from: End, for_client: bool) -> Self {
-        Self { index: place.index, for_client, from, state: state.pack() }
+    pub(super) fn new(
+        entry: Entry<'static>,
+        (place, state): (Place, State),
+        from: End,
+        for_client: bool,
+    ) -> Self {
+        Self { entry, index: place.index, for_client, from, state: state.pack() }
     }
 
     /// Its place.
@@ -89,16 +95,16 @@ pub(crate) struct Keys {
 }
 
 impl Connections {
-    #[inline]
+    #[inline(always)]
     fn bucket(&self, number: u64) -> &'static [AtomicU64; BUCKET] {
         // The number of buckets is a power of two.
         &self.buckets[number as usize & (self.buckets.len() - 1)]
     }
 
     /// The two buckets that a key can be in, the likelier one first.
-    #[inline]
-    fn homes(&self, hash: u64) -> [&'static [AtomicU64; BUCKET]; 2] {
-        [self.bucket(hash), self.bucket(hash ^ (hash >> 32 | 1).wrapping_mul(0x5bd1_e995))]
+    #[inline(always)]
+    fn homes(&self, hash: u64) -> impl Iterator<Item = &'static [AtomicU64; BUCKET]> {
+        [hash, beside(hash)].into_iter().map(|number| self.bucket(number))
     }
 
     /// Asks for the part of the index that a lookup will touch first.
@@ -107,25 +113,28 @@ impl Connections {
         prefetch(self.bucket(hash));
     }
 
-    /// Asks for the entry that a lookup will find, if it lies where it most likely does: the lines that a hit touches. If it does not,
-    /// there is mostly none, which the other part of the index must say.
+    /// Asks for the entry that a lookup will find, if it lies where it most likely does: the lines that a hit touches; says whether it is
+    /// one of an answer in a translated connection. If it does not lie there, there is mostly none, which the other part of the index must say.
     #[inline(always)]
-    pub(crate) fn approach_entry(&self, hash: u64) {
-        let [bucket, other] = self.homes(hash);
-        let word = bucket[first_place(hash)].load(Relaxed);
+    pub(crate) fn approach_entry(&self, hash: u64) -> bool {
+        let word = self.bucket(hash)[first_place(hash)].load(Relaxed);
         if word >> 32 != hash >> 32 {
-            return prefetch(other);
+            prefetch(self.bucket(beside(hash)));
+            return false;
         }
-        let Some(index) = (word as u32 & NUMBER).checked_sub(1) else { return };
-        if let Some(entry) = self.entries.get(index as usize) {
-            prefetch(&entry[0]);
-            if word as u32 & LONG != 0 {
-                prefetch(&entry[LINE]);
-            }
-            if word as u32 & TRANSLATED != 0 {
-                prefetch(&entry[CLIENT]);
-            }
+        let Some(entry) =
+            (word as u32 & NUMBER).checked_sub(1).and_then(|index| self.entries.get(index as usize))
+        else {
+            return false;
+        };
+        prefetch(&entry[0]);
+        if word as u32 & LONG != 0 {
+            prefetch(&entry[LINE]);
         }
+        if word as u32 & TRANSLATED != 0 {
+            prefetch(&entry[CLIENT]);
+        }
+        word as u32 & (TRANSLATED | FOR_CLIENT) == TRANSLATED
     }
 
     /// Asks for all of an entry, which will be filled.
@@ -140,27 +149,31 @@ impl Connections {
     /// it, and an answer as it is on the wire: of a translated connection they have different keys.
     #[inline(always)]
     pub(crate) fn find(&self, key: &Key, hash: u64, from: End) -> Option<Found> {
-        let (index, for_client, word) = self.look(key, hash, |for_client, state| match state.client {
+        let mut found = self.look(key, hash, from, |for_client, state| match state.client {
             None => true,
             Some(client) if for_client => from == client,
             Some(_) => from != state.originator,
         })?;
-        let from = if for_client { State::unpack(word).originator } else { from };
-        Some(Found { index, for_client, from, state: word })
+        if found.for_client {
+            found.from = State::unpack(found.state).originator;
+        }
+        Some(found)
     }
 
     /// The connection of a packet of which an error to its sender quotes this key, as the sender or somebody on the way had it.
     #[cold]
     pub(crate) fn find_quoted(&self, key: &Key, hash: u64, sender: End) -> Option<Found> {
         let suits = |for_client: bool, state: &State| !for_client || state.client != Some(sender);
-        let (index, for_client, word) = self.look(key, hash, suits)?;
-        let from = if for_client { State::unpack(word).originator.other() } else { sender };
-        Some(Found { index, for_client, from, state: word })
+        let mut found = self.look(key, hash, sender, suits)?;
+        if found.for_client {
+            found.from = State::unpack(found.state).originator.other();
+        }
+        Some(found)
     }
 
-    /// The first connection with a key that suits: its entry, whether by the key that the client knows, and its state.
+    /// The first connection with a key that suits, by whichever key.
     #[inline(always)]
-    fn look(&self, key: &Key, hash: u64, suits: impl Fn(bool, &State) -> bool) -> Option<(u32, bool, u64)> {
+    fn look(&self, key: &Key, hash: u64, from: End, suits: impl Fn(bool, &State) -> bool) -> Option<Found> {
         for bucket in self.homes(hash) {
             for at in 0..BUCKET {
                 let word = bucket[(first_place(hash) + at) & (BUCKET - 1)].load(Relaxed);
@@ -174,7 +187,7 @@ impl Connections {
                 let holds = if for_client { entry.holds_for_client(key) } else { entry.holds(key) };
                 let unpacked = State::unpack(state);
                 if unpacked.life == Life::Live && holds && suits(for_client, &unpacked) {
-                    return Some((index, for_client, state));
+                    return Some(Found { entry, index, for_client, from, state });
                 }
             }
         }
@@ -184,7 +197,7 @@ impl Connections {
     /// Whether some connection has a key on the wire.
     #[inline(never)]
     pub(crate) fn is_on_wire(&self, key: &Key, hash: u64) -> bool {
-        self.look(key, hash, |for_client, _| !for_client).is_some()
+        self.look(key, hash, End::Low, |for_client, _| !for_client).is_some()
     }
 
     /// Another connection than the one in this place that has one of its keys. A translated one is the same only if its client
@@ -196,7 +209,7 @@ impl Connections {
 
     /// [`look`](Self::look), for another place than one's own, by keys that clients know or by others.
     fn look_beside(&self, key: &Key, hash: u64, own: u32, of_clients: bool) -> Option<(Place, State, bool)> {
-        for word in self.homes(hash).into_iter().flatten().map(|word| word.load(SeqCst)) {
+        for word in self.homes(hash).flatten().map(|word| word.load(SeqCst)) {
             let number = word as u32 & NUMBER;
             if word >> 32 != hash >> 32 || number == 0 || number - 1 == own {
                 continue;
@@ -239,7 +252,7 @@ impl Connections {
 
     fn link(&self, low: u32, hash: u64) -> bool {
         let word = hash >> 32 << 32 | u64::from(low);
-        self.homes(hash).into_iter().any(|bucket| {
+        self.homes(hash).any(|bucket| {
             let mut places = (0..BUCKET).map(|at| &bucket[(first_place(hash) + at) & (BUCKET - 1)]);
             places.any(|place| place.compare_exchange(0, word, SeqCst, Relaxed).is_ok())
         })
@@ -255,7 +268,7 @@ impl Connections {
 
     fn unlink(&self, low: u32, hash: u64) {
         let word = hash >> 32 << 32 | u64::from(low);
-        for place in self.homes(hash).into_iter().flatten() {
+        for place in self.homes(hash).flatten() {
             if place.compare_exchange(word, 0, AcqRel, Relaxed).is_ok() {
                 return;
             }
@@ -263,7 +276,13 @@ impl Connections {
     }
 }
 
-#[inline]
+/// The number of the less likely of both buckets.
+#[inline(always)]
+fn beside(hash: u64) -> u64 {
+    hash ^ (hash >> 32 | 1).wrapping_mul(0x5bd1_e995)
+}
+
+#[inline(always)]
 fn first_place(hash: u64) -> usize {
     (hash >> 29) as usize & (BUCKET - 1)
 }

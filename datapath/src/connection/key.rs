@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use causeway_wire::IpProtocol;
+use causeway_wire::checksum::{Change, Replaced};
 
 use crate::entropy::mix;
 use crate::packet::Family;
@@ -81,6 +82,17 @@ impl Key {
         let [a, b, rest, c, d] = self.0;
         let addresses = if rest & 0xff == 4 { a } else { mix(mix(a ^ c.rotate_left(32)) ^ b) ^ mix(d) };
         mix(mix(addresses) ^ rest)
+    }
+
+    /// What it does to a checksum over addresses, and to one over addresses and ports, that a packet of the connection with this key becomes one of
+    /// another's.
+    pub(super) fn changes(&self, to: &Self) -> [Change; 2] {
+        let and = |words: Replaced, at: usize, shift: u32| {
+            words.and((self.0[at] >> shift) as u32, (to.0[at] >> shift) as u32)
+        };
+        let addresses =
+            [0, 1, 3, 4].iter().fold(Replaced::default(), |sum, at| and(and(sum, *at, 32), *at, 0));
+        [addresses.change(), and(addresses, 2, 32).change()]
     }
 
     /// The key in these words; of one over IPv4 others are none of its.

@@ -118,7 +118,7 @@ pub(super) fn begin<B: Buffer, I: Ip>(
     let is_own = frame.egress == Port::Endpoint(slot);
     let source = if is_own { (stranger::<I>(world), source.1) } else { source };
     let (found, begun) = make(frame, front, (slot, [source, to]), asked, tracking, world, now)?;
-    tracking.connections.set_way(&found, world.number as u32, way(frame));
+    found.set_way(world.number as u32, way(frame));
     if let (true, Some((record, digest))) = (begun, record) {
         record.count();
         if let (Some(_), Some(clients)) = (record.affinity, tracking.clients) {

@@ -9,6 +9,6 @@ mod table;
 
 pub use affinity::Clients;
 pub(crate) use begin::step_aside;
-pub(crate) use stage::{Detour, serve, stand_at_gateway, stand_at_service, turn, turn_and_send};
+pub(crate) use stage::{Detour, answer, serve, stand_at_gateway, stand_at_service, turn, turn_and_send};
 pub use table::Touched;
 pub(crate) use table::{Services, strays};

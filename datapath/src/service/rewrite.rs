@@ -17,10 +17,26 @@ pub(crate) fn ends_of<I: Ip>(front: &Front<I>) -> Ends<I> {
     [(front.source, source), (front.destination, destination)]
 }
 
-/// What other addresses do to a checksum over both.
-#[inline(always)]
-fn change<I: Ip>(from: &Ends<I>, to: &Ends<I>) -> Change {
-    I::change([from[0].0, from[1].0], [to[0].0, to[1].0])
+/// What other ends do to checksums.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Changes {
+    /// To one over both addresses.
+    addresses: Change,
+    /// To one over both addresses and ports.
+    all: Change,
+}
+
+impl Changes {
+    /// Of which the table keeps them.
+    #[inline(always)]
+    pub(super) fn kept([addresses, all]: [Change; 2]) -> Self {
+        Self { addresses, all }
+    }
+
+    fn of<I: Ip>(from: &Ends<I>, to: &Ends<I>) -> Self {
+        let addresses = I::replaced([from[0].0, from[1].0], [to[0].0, to[1].0]);
+        Self { addresses: addresses.change(), all: addresses.and(ports(from), ports(to)).change() }
+    }
 }
 
 /// Two ports as they lie in a header.
@@ -30,28 +46,36 @@ fn ports<A>(ends: &[(A, u16); 2]) -> u32 {
 }
 
 /// Gives the packet in a frame other ends.
-#[inline(always)]
 pub(crate) fn rewrite<B: Buffer, I: Ip>(
     frame: &mut Frame<B>,
     front: &Front<I>,
     to: Ends<I>,
 ) -> Result<(), DropReason> {
+    rewrite_by(frame, front, to, Changes::of::<I>(&ends_of(front), &to))
+}
+
+/// The same where it is known what that does to checksums.
+#[inline(always)]
+pub(super) fn rewrite_by<B: Buffer, I: Ip>(
+    frame: &mut Frame<B>,
+    front: &Front<I>,
+    to: Ends<I>,
+    changes: Changes,
+) -> Result<(), DropReason> {
     let transport = front.transport.ok_or(DropReason::Malformed)?;
-    let from = ends_of(front);
     let len = frame.len() - transport.offset().min(frame.len());
-    let addresses = change::<I>(&from, &to);
     let partial = !frame.offload.is_none()
         && matches!(frame.offload.checksum,
             Checksum::Partial { start, .. } if usize::from(start) == transport.offset());
     let head = frame.head_mut();
     let segment = head.get_mut(transport.offset()..).ok_or(DropReason::Malformed)?;
     if partial {
-        change_partial::<I>(segment, transport, &to, addresses)?;
+        change_partial::<I>(segment, transport, &to, changes)?;
     } else {
-        change_transport::<I>(segment, transport, (&from, &to, addresses), Some(len))?;
+        change_transport::<I>(segment, transport, (&to, changes), Some(len))?;
     }
     let packet = head.get_mut(Ethernet::LEN..).ok_or(DropReason::Malformed)?;
-    I::readdress(packet, [to[0].0, to[1].0], addresses);
+    I::readdress(packet, [to[0].0, to[1].0], changes.addresses);
     Ok(())
 }
 
@@ -67,14 +91,13 @@ fn field(protocol: IpProtocol) -> usize {
 fn change_transport<I: Ip>(
     segment: &mut [u8],
     transport: Transport,
-    (from, to, addresses): (&Ends<I>, &Ends<I>, Change),
+    (to, Changes { all, .. }): (&Ends<I>, Changes),
     len: Option<usize>,
 ) -> Result<(), DropReason> {
     if transport.protocol() == IpProtocol::SCTP {
-        return change_sctp(segment, transport, [from[0].1, from[1].1], [to[0].1, to[1].1], len);
+        return change_sctp(segment, transport, [to[0].1, to[1].1], len);
     }
     let at = field(transport.protocol());
-    let change = addresses.and(ports(from), ports(to));
     set_ports(segment, to)?;
     let Some(word) = segment.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<2>()) else {
         // A quotation ends before it.
@@ -82,7 +105,7 @@ fn change_transport<I: Ip>(
     };
     let old = u16::from_be_bytes(*word);
     let is_udp = transport.protocol() == IpProtocol::UDP;
-    let new = if is_udp { change.of_udp(old) } else { change.of(old) };
+    let new = if is_udp { all.of_udp(old) } else { all.of(old) };
     *word = new.to_be_bytes();
     Ok(())
 }
@@ -93,7 +116,7 @@ fn change_partial<I: Ip>(
     segment: &mut [u8],
     transport: Transport,
     to: &Ends<I>,
-    addresses: Change,
+    Changes { addresses, .. }: Changes,
 ) -> Result<(), DropReason> {
     set_ports(segment, to)?;
     let word = segment.get_mut(field(transport.protocol())..).and_then(|rest| rest.first_chunk_mut::<2>());
@@ -113,11 +136,10 @@ fn set_ports<A>(segment: &mut [u8], to: &[(A, u16); 2]) -> Result<(), DropReason
 fn change_sctp(
     segment: &mut [u8],
     transport: Transport,
-    from: [u16; 2],
     to: [u16; 2],
     len: Option<usize>,
 ) -> Result<(), DropReason> {
-    if from == to {
+    if transport.ports() == to {
         return Ok(());
     }
     let Some(len) = len else {
@@ -158,7 +180,7 @@ pub(crate) fn rewrite_error<B: Buffer, I: Ip>(
     let word = message.get_mut(FIELD..).and_then(|rest| rest.first_chunk_mut::<2>());
     let word = word.ok_or(DropReason::Malformed)?;
     let mut sum = u16::from_be_bytes(*word);
-    let addresses = I::change([front.source, front.destination], outer);
+    let addresses = I::replaced([front.source, front.destination], outer).change();
     if partial {
         sum = addresses.of_sum(sum);
     } else {
@@ -183,8 +205,8 @@ fn change_quoted<I: Ip>(quotation: &mut [u8], to: Ends<I>) -> Result<(I::Address
     let numbers = [ports.source(), ports.destination()];
     let transport = Transport::new(protocol, offset, Some(numbers), (false, false));
     let transport = transport.ok_or(DropReason::Malformed)?;
-    let addresses = change::<I>(&from, &to);
-    change_transport::<I>(&mut quotation[offset..], transport, (&from, &to, addresses), None)?;
-    I::readdress(quotation, [to[0].0, to[1].0], addresses);
+    let changes = Changes::of::<I>(&from, &to);
+    change_transport::<I>(&mut quotation[offset..], transport, (&to, changes), None)?;
+    I::readdress(quotation, [to[0].0, to[1].0], changes.addresses);
     Ok((source, destination))
 }

@@ -7,11 +7,11 @@ use std::net::IpAddr;
 
 use causeway_model::DropReason;
 use causeway_model::service::Answer;
-use causeway_wire::{Ethernet, IpProtocol};
+use causeway_wire::{Ethernet, IpProtocol, Udp};
 
 use super::begin::{Served, begin, find};
 use super::choice::digest;
-use super::rewrite::{Ends, ends_of, rewrite, rewrite_error};
+use super::rewrite::{Changes, Ends, ends_of, rewrite, rewrite_by, rewrite_error};
 use crate::burst::{Kept, Pieces};
 use crate::connection::{Anew, Class, Connections, End, Found, Key, Moment, Turn, classify};
 use crate::datagrams::Hands;
@@ -20,7 +20,6 @@ use crate::packet::{Front, Ip, front};
 use crate::policy::Refusal;
 use crate::send::{Hop, send};
 use crate::track::{Flow, Passage, Stood, Tracking, note, packet_of, stand};
-use crate::transport::Transport;
 use crate::world::{Owner, World};
 use crate::{Buffer, Frame, Pool, Port};
 
@@ -136,43 +135,100 @@ pub(crate) fn serve<P: Pool, I: Ip>(
     hands: Hands<'_, P>,
 ) -> Result<Kept, DropReason> {
     let front = Front { hash, ..I::front_again(frame.head())? };
-    if let (Some(tracking), Some(transport)) = (hands.tracking, front.transport)
-        && let Some((key, from)) = key_of(&front, transport)
-        && let Some(found) = tracking.connections.find(&key, front.hash_of(&key), from)
+    if let Some(tracking) = hands.tracking
+        && let Some((key, end)) = key_of(frame, &front)
+        && let Some(found) = tracking.connections.find(&key, front.hash_of(&key), end)
         && found.for_client
-        && !tracking.connections.is_outdated(&found, world.services.stamp)
-        && let Some(way) = tracking.connections.way(&found, world.number as u32)
+        && !found.is_outdated(world.services.stamp)
+        && let Some(way) = found.way(world.number as u32)
     {
         // The commonest way, compiled for itself: all is known.
         (frame.egress, frame.peer) = way_of(way.get());
-        let anew = {
-            let gate = Passage::new(frame, Port::Endpoint(slot), slot, tracking, world);
-            let packet = packet_of(frame, &Flow::of(&front), transport);
-            tracking.connections.go_on(&packet, found, Moment { nanos: now }, &gate)
-        };
-        match anew {
-            Ok(Anew::Goes) => {
-                let (from, ends) = (ends_of(&front), tracking.connections.ends_onward::<I>(&found));
-                rewrite(frame, &front, ends)?;
-                let way = (Hop::Router, frame.egress);
-                return match send(frame, &with_ends(&front, ends), way, world, hands.pool, hands.pieces) {
-                    Err(reason) => Err(turn_back::<P::Buffer, I>(frame, from, reason)),
-                    sent => sent,
-                };
-            }
-            // Told below, and of which connection.
-            Ok(Anew::Begins) | Err(_) => {}
+        let (from, egress) = (Port::Endpoint(slot), frame.egress);
+        if goes(frame, &front, (found, true), (from, slot), tracking, world, now) {
+            return send_known(frame, &front, (found, egress), world, (hands.pool, hands.pieces));
         }
+        // Told below, why not, and of which connection.
     }
     serve_anew::<P, I>(frame, (slot, owner), world, now, hands.again())
 }
 
-/// The key of a packet of a transport whose ports are there.
+/// Sends an answer of a translated connection whose client has asked in this world. Nothing is done, and none said, where it is anything else.
+#[inline(never)]
+pub(crate) fn answer<P: Pool, I: Ip>(
+    frame: &mut Frame<P::Buffer>,
+    from: Port,
+    hash: u64,
+    world: &World,
+    now: u64,
+    hands: Hands<'_, P>,
+) -> Option<Result<Kept, DropReason>> {
+    let front = Front { hash, ..I::front_again(frame.head()).ok()? };
+    let tracking = hands.tracking?;
+    let (key, end) = key_of(frame, &front)?;
+    let found = tracking.connections.find(&key, front.hash_of(&key), end)?;
+    if found.for_client || !found.is_translated() {
+        return None;
+    }
+    found.way(world.number as u32)?;
+    let slot = found.owner();
+    let (egress, before) = (Port::Endpoint(slot), frame.egress);
+    frame.egress = egress;
+    if !goes(frame, &front, (found, false), (from, slot), tracking, world, now) {
+        frame.egress = before;
+        return None;
+    }
+    Some(send_known(frame, &front, (found, egress), world, (hands.pool, hands.pieces)))
+}
+
+/// Whether a packet simply goes on with its connection, onward or back, which takes it up then.
 #[inline(always)]
-fn key_of<I: Ip>(front: &Front<I>, transport: Transport) -> Option<(Key, End)> {
+fn goes<B: Buffer, I: Ip>(
+    frame: &Frame<B>,
+    front: &Front<I>,
+    (found, onward): (Found, bool),
+    (from, slot): (Port, u16),
+    tracking: &Tracking,
+    world: &World,
+    now: u64,
+) -> bool {
+    let Some(transport) = front.transport else { return false };
+    let gate = Passage::new(frame, from, slot, tracking, world);
+    let packet = packet_of(frame, &Flow::of(front), transport);
+    let now = Moment { nanos: now };
+    matches!(tracking.connections.go(&packet, (found, onward), now, &gate), Ok(Anew::Goes))
+}
+
+/// Sends a packet of a translated connection on, with its other ends.
+#[inline(always)]
+fn send_known<P: Pool, I: Ip>(
+    frame: &mut Frame<P::Buffer>,
+    front: &Front<I>,
+    (found, egress): (Found, Port),
+    world: &World,
+    (pool, pieces): (&mut P, &mut Pieces<P::Buffer>),
+) -> Result<Kept, DropReason> {
+    let (ends, changes) = found.turned::<I>();
+    rewrite_by(frame, front, ends, Changes::kept(changes))?;
+    match send(frame, &with_ends(front, ends), (Hop::Router, egress), world, pool, pieces) {
+        Err(reason) => Err(turn_back::<P::Buffer, I>(frame, ends_of(front), reason)),
+        sent => sent,
+    }
+}
+
+/// The key of a packet whose ports are there, and which end of its connection it comes from.
+#[inline(always)]
+fn key_of<B: Buffer, I: Ip>(frame: &Frame<B>, front: &Front<I>) -> Option<(Key, End)> {
+    let transport = front.transport.filter(|transport| transport.has_ports() && !transport.fragment())?;
+    if transport.protocol() == IpProtocol::UDP {
+        let (udp, _) = Udp::split_partial(frame.head().get(transport.offset()..)?).ok()?;
+        let room = frame.len().saturating_sub(transport.offset());
+        if !(Udp::LEN..=room).contains(&usize::from(udp.length())) {
+            return None;
+        }
+    }
     let [source, destination] = transport.ports();
-    let is_one = transport.has_ports() && !transport.fragment();
-    is_one.then(|| I::key((front.source, source), (front.destination, destination), transport.protocol()))
+    Some(I::key((front.source, source), (front.destination, destination), transport.protocol()))
 }
 
 /// The same for what is not of the commonest kind.
@@ -302,7 +358,7 @@ fn go_on<B: Buffer, I: Ip>(
         Some(turn) => {
             find_way(frame, front, connections.ends_of::<I>(turn)[1].0, world)?;
             if found.is_onward() {
-                connections.set_way(&found, world.number as u32, way(frame));
+                found.set_way(world.number as u32, way(frame));
             }
         }
         None => {
@@ -334,7 +390,7 @@ fn known(
 ) -> Option<Found> {
     let found = tracking.connections.find(key, hash, end)?;
     let stamp = world.services.stamp;
-    if found.is_onward() && tracking.connections.is_outdated(&found, stamp) {
+    if found.is_onward() && found.is_outdated(stamp) {
         return stays(tracking, found, key.protocol(), owner, world).then_some(found);
     }
     Some(found)
@@ -344,7 +400,7 @@ fn known(
 #[cold]
 fn stays(tracking: &Tracking, found: Found, protocol: IpProtocol, owner: Owner, world: &World) -> bool {
     let Tracking { connections, .. } = tracking;
-    let (asked, answers) = (connections.asked(&found), connections.answers(&found));
+    let (asked, answers) = (found.asked(), found.answers());
     let stays = match find(asked, owner, protocol, world) {
         Served::Frontend(record) => match record.answer {
             Answer::Backends(id) if found.is_translated() => {
@@ -357,7 +413,7 @@ fn stays(tracking: &Tracking, found: Found, protocol: IpProtocol, owner: Owner, 
         Served::No => asked == answers,
     };
     if stays {
-        connections.is_current(&found, world.services.stamp);
+        found.is_current(world.services.stamp);
     } else {
         connections.release(found.place());
     }
@@ -476,7 +532,7 @@ impl Detour {
         let front = front::<I>(frame.head())?;
         let packet = frame.head_mut().get_mut(Ethernet::LEN..).unwrap_or_default();
         let to = [source, destination];
-        I::readdress(packet, to, I::change([front.source, front.destination], to));
+        I::readdress(packet, to, I::replaced([front.source, front.destination], to).change());
         Ok(())
     }
 }
