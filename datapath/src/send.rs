@@ -44,10 +44,9 @@ pub(crate) fn send<P: Pool, I: Ip>(
 /// Why a frame would not go on its way even if its connection let it: a router looks at that first, and its sender is told.
 #[cold]
 pub(crate) fn impassable<B: Buffer>(frame: &Frame<B>, from: Port, world: &World) -> Option<DropReason> {
-    let packet = frame.head().get(Ethernet::LEN..)?;
     let (hop_limit, is_fragment) = match Family::of(frame.head())? {
-        Family::V4 => Ipv4::front(packet).map(|front| (front.hop_limit, front.is_fragment())),
-        Family::V6 => Ipv6::front(packet).map(|front| (front.hop_limit, front.is_fragment())),
+        Family::V4 => Ipv4::front_again(frame.head()).map(|front| (front.hop_limit, front.is_fragment())),
+        Family::V6 => Ipv6::front_again(frame.head()).map(|front| (front.hop_limit, front.is_fragment())),
     }
     .ok()?;
     let is_router = from != Port::Host && frame.egress != Port::Host;

@@ -400,6 +400,13 @@ impl Connections {
             How::QuotedBack => I::ends(&entry.key(), state.originator.other()),
         }
     }
+
+    /// What a packet becoming one of [these ends](Self::ends_of) does to checksums: over addresses, and over addresses and ports.
+    #[inline(always)]
+    pub(crate) fn changes_of(&self, turn: Turn) -> [Change; 2] {
+        let changes = self.entry(turn.index).changes();
+        if turn.how == How::Onward { changes } else { changes.map(Change::back) }
+    }
 }
 
 impl Found {

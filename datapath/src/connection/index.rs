@@ -113,6 +113,12 @@ impl Connections {
         prefetch(self.bucket(hash));
     }
 
+    /// Asks for all of it that can have a key, which will be entered there.
+    #[inline(always)]
+    pub(crate) fn approach_both(&self, hash: u64) {
+        self.homes(hash).for_each(prefetch);
+    }
+
     /// Asks for the entry that a lookup will find, if it lies where it most likely does: the lines that a hit touches; says whether it is
     /// one of an answer in a translated connection. If it does not lie there, there is mostly none, which the other part of the index must say.
     #[inline(always)]
@@ -209,17 +215,20 @@ impl Connections {
 
     /// [`look`](Self::look), for another place than one's own, by keys that clients know or by others.
     fn look_beside(&self, key: &Key, hash: u64, own: u32, of_clients: bool) -> Option<(Place, State, bool)> {
-        for word in self.homes(hash).flatten().map(|word| word.load(SeqCst)) {
-            let number = word as u32 & NUMBER;
-            if word >> 32 != hash >> 32 || number == 0 || number - 1 == own {
-                continue;
-            }
-            let (index, for_client) = (number - 1, word as u32 & FOR_CLIENT != 0);
-            let entry = self.entry(index);
-            let state = entry.state();
-            let holds = if for_client { entry.holds_for_client(key) } else { entry.holds(key) };
-            if state.life == Life::Live && holds && for_client == of_clients {
-                return Some((Place { index, generation: state.generation }, state, for_client));
+        for bucket in self.homes(hash) {
+            for word in bucket {
+                let word = word.load(SeqCst);
+                let number = word as u32 & NUMBER;
+                if word >> 32 != hash >> 32 || number == 0 || number - 1 == own {
+                    continue;
+                }
+                let (index, for_client) = (number - 1, word as u32 & FOR_CLIENT != 0);
+                let entry = self.entry(index);
+                let state = entry.state();
+                let holds = if for_client { entry.holds_for_client(key) } else { entry.holds(key) };
+                if state.life == Life::Live && holds && for_client == of_clients {
+                    return Some((Place { index, generation: state.generation }, state, for_client));
+                }
             }
         }
         None

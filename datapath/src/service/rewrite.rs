@@ -33,6 +33,11 @@ impl Changes {
         Self { addresses, all }
     }
 
+    /// What takes them back.
+    pub(super) fn back(self) -> Self {
+        Self { addresses: self.addresses.back(), all: self.all.back() }
+    }
+
     fn of<I: Ip>(from: &Ends<I>, to: &Ends<I>) -> Self {
         let addresses = I::replaced([from[0].0, from[1].0], [to[0].0, to[1].0]);
         Self { addresses: addresses.change(), all: addresses.and(ports(from), ports(to)).change() }
@@ -46,21 +51,11 @@ fn ports<A>(ends: &[(A, u16); 2]) -> u32 {
 }
 
 /// Gives the packet in a frame other ends.
-pub(crate) fn rewrite<B: Buffer, I: Ip>(
-    frame: &mut Frame<B>,
-    front: &Front<I>,
-    to: Ends<I>,
-) -> Result<(), DropReason> {
-    rewrite_by(frame, front, to, Changes::of::<I>(&ends_of(front), &to))
-}
-
-/// The same where it is known what that does to checksums.
 #[inline(always)]
-pub(super) fn rewrite_by<B: Buffer, I: Ip>(
+pub(super) fn rewrite<B: Buffer, I: Ip>(
     frame: &mut Frame<B>,
     front: &Front<I>,
-    to: Ends<I>,
-    changes: Changes,
+    (to, changes): (Ends<I>, Changes),
 ) -> Result<(), DropReason> {
     let transport = front.transport.ok_or(DropReason::Malformed)?;
     let len = frame.len() - transport.offset().min(frame.len());

@@ -11,7 +11,7 @@ use causeway_wire::{Ethernet, IpProtocol, Udp};
 
 use super::begin::{Served, begin, find};
 use super::choice::digest;
-use super::rewrite::{Changes, Ends, ends_of, rewrite, rewrite_by, rewrite_error};
+use super::rewrite::{Changes, Ends, ends_of, rewrite, rewrite_error};
 use crate::burst::{Kept, Pieces};
 use crate::connection::{Anew, Class, Connections, End, Found, Key, Moment, Turn, classify};
 use crate::datagrams::Hands;
@@ -36,7 +36,7 @@ pub(crate) fn turn<B: Buffer, I: Ip>(
         rewrite_error(frame, front, to)?;
         return Ok(crate::packet::front::<I>(frame.head())?);
     }
-    rewrite(frame, front, to)?;
+    rewrite(frame, front, (to, Changes::kept(connections.changes_of(turn))))?;
     Ok(with_ends(front, to))
 }
 
@@ -77,13 +77,9 @@ fn send_turned<P: Pool, I: Ip>(
     world: &World,
     (pool, pieces): (&mut P, &mut Pieces<P::Buffer>),
 ) -> Result<Kept, DropReason> {
-    let (from, ends) = (ends_of(&front), tracking.connections.ends_of::<I>(to));
-    rewrite(frame, &front, ends)?;
-    let egress = frame.egress;
-    match send(frame, &with_ends(&front, ends), (hop, egress), world, pool, pieces) {
-        Err(reason) => Err(turn_back::<P::Buffer, I>(frame, from, reason)),
-        sent => sent,
-    }
+    let (ends, changes) = (tracking.connections.ends_of::<I>(to), tracking.connections.changes_of(to));
+    let way = (hop, frame.egress);
+    send_as(frame, &front, (ends, Changes::kept(changes)), way, world, (pool, pieces))
 }
 
 /// The same of a packet of another than the commonest kind.
@@ -115,10 +111,31 @@ fn send_quoting<P: Pool, I: Ip>(
     send(frame, &front, (hop, egress), world, pool, pieces)
 }
 
+/// Sends a packet on with other ends.
+#[inline(always)]
+fn send_as<P: Pool, I: Ip>(
+    frame: &mut Frame<P::Buffer>,
+    front: &Front<I>,
+    (ends, changes): (Ends<I>, Changes),
+    way: (Hop, Port),
+    world: &World,
+    (pool, pieces): (&mut P, &mut Pieces<P::Buffer>),
+) -> Result<Kept, DropReason> {
+    rewrite(frame, front, (ends, changes))?;
+    match send(frame, &with_ends(front, ends), way, world, pool, pieces) {
+        Err(reason) => Err(turn_back::<P::Buffer, I>(frame, (ends_of(front), changes.back()), reason)),
+        sent => sent,
+    }
+}
+
 /// Turns a packet back that could not be sent: whoever sent it hears of the packet that it has sent.
 #[cold]
 #[inline(never)]
-fn turn_back<B: Buffer, I: Ip>(frame: &mut Frame<B>, ends: Ends<I>, reason: DropReason) -> DropReason {
+fn turn_back<B: Buffer, I: Ip>(
+    frame: &mut Frame<B>,
+    ends: (Ends<I>, Changes),
+    reason: DropReason,
+) -> DropReason {
     let back =
         front::<I>(frame.head()).map_err(DropReason::from).and_then(|front| rewrite(frame, &front, ends));
     back.map_or_else(|other| other, |()| reason)
@@ -209,11 +226,8 @@ fn send_known<P: Pool, I: Ip>(
     (pool, pieces): (&mut P, &mut Pieces<P::Buffer>),
 ) -> Result<Kept, DropReason> {
     let (ends, changes) = found.turned::<I>();
-    rewrite_by(frame, front, ends, Changes::kept(changes))?;
-    match send(frame, &with_ends(front, ends), (Hop::Router, egress), world, pool, pieces) {
-        Err(reason) => Err(turn_back::<P::Buffer, I>(frame, ends_of(front), reason)),
-        sent => sent,
-    }
+    let way = (Hop::Router, egress);
+    send_as(frame, front, (ends, Changes::kept(changes)), way, world, (pool, pieces))
 }
 
 /// The key of a packet whose ports are there, and which end of its connection it comes from.
