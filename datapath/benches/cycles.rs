@@ -161,7 +161,11 @@ fn measure(name: &str, flows: usize, mut bench: Bench) {
 /// A table of its own for each case.
 fn connections() -> Tracking {
     const CAPACITY: u32 = 1 << 18;
-    let words = (0..Connections::words(CAPACITY)).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
+    const LINE: usize = 8;
+    let count = Connections::words(CAPACITY);
+    let words = (0..count + LINE).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
+    // As a mapped file lies: what is of one line must not be of two.
+    let words = &words[words.as_ptr().align_offset(LINE * size_of::<AtomicU64>())..][..count];
     let connections = Connections::open(words, CAPACITY).unwrap();
     Tracking::new(connections)
 }

@@ -113,12 +113,6 @@ impl Connections {
         prefetch(self.bucket(hash));
     }
 
-    /// Asks for all of it that can have a key, which will be entered there.
-    #[inline(always)]
-    pub(crate) fn approach_both(&self, hash: u64) {
-        self.homes(hash).for_each(prefetch);
-    }
-
     /// Asks for the entry that a lookup will find, if it lies where it most likely does: the lines that a hit touches; says whether it is
     /// one of an answer in a translated connection. If it does not lie there, there is mostly none, which the other part of the index must say.
     #[inline(always)]

@@ -113,8 +113,6 @@ pub(super) fn begin<B: Buffer, I: Ip>(
         Served::No => return plainly(frame, front, (Port::Endpoint(slot), owner), tracking, world, now),
     };
     let to = (I::of(backend.address).ok_or(DropReason::NoRoute)?, backend.port);
-    // Asked for before all that is found out meanwhile.
-    tracking.connections.approach_both(I::key(source, to, protocol).0.hash());
     find_way(frame, front, to.0, world)?;
     // Whoever is its own backend must not see itself as the sender: the answer would never leave it.
     let is_own = frame.egress == Port::Endpoint(slot);

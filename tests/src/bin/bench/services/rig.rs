@@ -36,6 +36,8 @@ const ROOM: usize = HEADROOM + 2048;
 const BUFFERS: usize = 256;
 /// Connections that there is room for.
 const CONNECTIONS: u32 = 1 << 18;
+/// Words of a cache line.
+const LINE: usize = 8;
 const PAYLOAD: [u8; 18] = [b'x'; 18];
 
 /// A buffer that goes back to its pool by hand.
@@ -128,10 +130,12 @@ impl Rig {
         let mut slots = Slots::new(256);
         ensure!(slots.take_up(snapshot).is_empty(), "too many pods");
         let world = World::new(snapshot, &slots, &links())?;
-        let words = (0..Connections::words(CONNECTIONS)).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
-        // The table is the process's for ever, as that of a fast path is.
-        let connections =
-            Connections::open(words.leak(), CONNECTIONS).map_err(|other| anyhow!("{other:?}"))?;
+        let count = Connections::words(CONNECTIONS);
+        // The table is the process's for ever, as that of a fast path is, and lies as a mapped file does: what is of one cache line must
+        // not be of two.
+        let words = (0..count + LINE).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
+        let words = &words[words.as_ptr().align_offset(LINE * size_of::<AtomicU64>())..][..count];
+        let connections = Connections::open(words, CONNECTIONS).map_err(|other| anyhow!("{other:?}"))?;
         let worker = Worker::new(Dry, Arc::new(Tally::new(256))).tracking(Tracking::new(connections));
         let free = (0..BUFFERS).map(|_| Bytes(Box::new([0; ROOM]))).collect();
         Ok(Self { world, slots, worker, connections, free, burst: Burst::new() })
