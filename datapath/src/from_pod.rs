@@ -120,7 +120,7 @@ fn pass<P: Pool, I: Ip>(
     let from = Port::Endpoint(slot);
     let front = front.with(hint);
     if hint.is_answer
-        && let Some(sent) = answer::<P, I>(frame, from, front.hash, world, now, hands.lend())
+        && let Some(sent) = answer::<P, I>(frame, from, front.hash, world, now, &mut hands.lend())
     {
         return sent;
     }

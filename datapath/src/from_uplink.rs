@@ -230,7 +230,7 @@ fn pass<P: Pool, I: Ip>(
     }
     let front = front.with(hint);
     if hint.is_answer
-        && let Some(sent) = answer::<P, I>(frame, Port::Uplink, front.hash, world, now, hands.lend())
+        && let Some(sent) = answer::<P, I>(frame, Port::Uplink, front.hash, world, now, &mut hands.lend())
     {
         return sent;
     }

@@ -178,7 +178,7 @@ pub(crate) fn answer<P: Pool, I: Ip>(
     hash: u64,
     world: &World,
     now: u64,
-    hands: Hands<'_, P>,
+    hands: &mut Hands<'_, P>,
 ) -> Option<Result<Kept, DropReason>> {
     let front = Front { hash, ..I::front_again(frame.head()).ok()? };
     let tracking = hands.tracking?;
@@ -195,7 +195,7 @@ pub(crate) fn answer<P: Pool, I: Ip>(
         frame.egress = before;
         return None;
     }
-    Some(send_known(frame, &front, (found, egress), world, (hands.pool, hands.pieces)))
+    Some(send_known(frame, &front, (found, egress), world, (&mut *hands.pool, &mut *hands.pieces)))
 }
 
 /// Whether a packet simply goes on with its connection, onward or back, which takes it up then.
