@@ -367,13 +367,18 @@ impl Compiler {
     /// Works out anew which stages some identities' endpoints have; those identities whose stages are others now.
     fn restage(&mut self, dirty: &BTreeSet<Identity>, made: &mut BTreeSet<StageId>) -> BTreeSet<Identity> {
         let mut restaged = BTreeSet::new();
-        for identity in dirty {
-            let Some(subject) = self.subjects.get_mut(identity) else { continue };
+        let mut applying = self.lists.applying(&self.selectors);
+        let of = |identity: &Identity| {
+            let subject = self.subjects.get(identity).filter(|subject| !subject.endpoints.is_empty());
+            let labels = subject.and_then(|_| self.population.identities().labels(*identity));
+            (*identity, labels.map(|labels| (labels, applying.to(*identity, labels))))
+        };
+        // In order, and all before the first stage is made of them: making one binds selectors.
+        let lists: Vec<_> = dirty.iter().map(of).collect();
+        for (identity, lists) in lists {
+            let Some(subject) = self.subjects.get_mut(&identity) else { continue };
             let mut now: [Vec<StageId>; 2] = Default::default();
-            if !subject.endpoints.is_empty()
-                && let Some(labels) = self.population.identities().labels(*identity)
-            {
-                let lists = self.lists.of(*identity, labels, &self.selectors);
+            if let Some((labels, lists)) = lists {
                 let mut shop =
                     shop(&self.world, &self.population, &self.lists, &mut self.selectors, &mut self.book);
                 for (direction, tiers) in Direction::BOTH.into_iter().zip(lists) {
@@ -384,17 +389,17 @@ impl Compiler {
                 }
             }
             for id in subject.stages.iter().flatten() {
-                self.stages.set_user(*id, *identity, false);
+                self.stages.set_user(*id, identity, false);
             }
             for id in now.iter().flatten() {
-                self.stages.set_user(*id, *identity, true);
+                self.stages.set_user(*id, identity, true);
             }
             if subject.stages != now {
                 subject.stages = now;
-                restaged.insert(*identity);
+                restaged.insert(identity);
             }
             if subject.endpoints.is_empty() {
-                self.subjects.remove(identity);
+                self.subjects.remove(&identity);
             }
         }
         restaged

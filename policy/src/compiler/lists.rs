@@ -157,36 +157,83 @@ impl Lists {
         self.lists.get(&id)
     }
 
-    /// The lists of each tier that apply to an identity, by direction, in the order they are asked.
-    pub(super) fn of(
-        &self,
-        identity: Identity,
-        labels: &LabelSet,
-        selectors: &Selectors,
-    ) -> [[Vec<ListId>; 3]; 2] {
-        let mut found: [[Vec<ListId>; 3]; 2] = Default::default();
+    /// What applies to identities, one after the other.
+    pub(super) fn applying<'a>(&'a self, selectors: &'a Selectors) -> Applying<'a> {
+        let of = |((tier, ..), this): (&(Tier, u16, PolicyKey), &Installed)| Wide {
+            tier: *tier,
+            lists: this.lists,
+            members: selectors.members(this.subject),
+        };
+        let admin = self.order.iter().take_while(|((tier, ..), _)| *tier == Tier::Admin);
+        let baseline = self.order.iter().rev().take_while(|((tier, ..), _)| *tier == Tier::Baseline);
+        // Both ends alone are looked at: there may be many policies between them.
+        let mut baseline: Vec<_> = baseline.map(of).collect();
+        baseline.reverse();
+        let wide = admin.map(of).chain(baseline).collect();
+        Applying { lists: self, selectors, wide }
+    }
+}
+
+/// The lists of each tier, by direction, in the order they are asked.
+pub(super) type Tiers = [[Vec<ListId>; 3]; 2];
+
+/// What applies to identities that are asked for in ascending order.
+pub(super) struct Applying<'a> {
+    lists: &'a Lists,
+    selectors: &'a Selectors,
+    wide: Vec<Wide<'a>>,
+}
+
+/// A policy of the whole cluster.
+struct Wide<'a> {
+    tier: Tier,
+    lists: [Option<ListId>; 2],
+    /// Those to whom it applies and of whom nobody has asked yet.
+    members: &'a [Identity],
+}
+
+impl Wide<'_> {
+    /// Whether it applies to this one, who comes after all that were asked for.
+    fn applies_to(&mut self, identity: Identity) -> bool {
+        // Mostly the next one is not far away.
+        let mut reach = 1;
+        while self.members.get(reach).is_some_and(|member| *member < identity) {
+            reach *= 2;
+        }
+        let near = &self.members[..reach.min(self.members.len())];
+        self.members = &self.members[near.partition_point(|member| *member < identity)..];
+        self.members.first() == Some(&identity)
+    }
+}
+
+impl Applying<'_> {
+    /// The lists that apply to an identity.
+    pub(super) fn to(&mut self, identity: Identity, labels: &LabelSet) -> Tiers {
+        let mut found = Tiers::default();
+        let mut take = |tier: Tier, lists: [Option<ListId>; 2]| {
+            for (direction, list) in Direction::BOTH.into_iter().zip(lists) {
+                found[direction as usize][tier as usize].extend(list);
+            }
+        };
+        for wide in &mut self.wide {
+            if wide.applies_to(identity) {
+                take(wide.tier, wide.lists);
+            }
+        }
         // The namespace's own policies lie beside each other.
         let first = PolicyKey {
             kind: PolicyKind::NetworkPolicy,
             namespace: labels.namespace().to_owned(),
             name: String::new(),
         };
-        let of_namespace = self.order.range((Tier::NetworkPolicy, 0, first)..);
+        let of_namespace = self.lists.order.range((Tier::NetworkPolicy, 0, first)..);
         let of_namespace = of_namespace.take_while(|((tier, _, key), _)| {
             *tier == Tier::NetworkPolicy && key.namespace == labels.namespace()
         });
-        let before = |(tier, _, _): &(Tier, u16, PolicyKey)| *tier == Tier::Admin;
-        let admin = self.order.iter().take_while(move |(place, _)| before(place));
-        let baseline = self.order.iter().rev().take_while(|((tier, ..), _)| *tier == Tier::Baseline);
-        for ((tier, ..), this) in admin.chain(of_namespace).chain(baseline) {
-            if selectors.chooses(this.subject, identity) {
-                for (direction, list) in Direction::BOTH.into_iter().zip(this.lists) {
-                    found[direction as usize][*tier as usize].extend(list);
-                }
+        for ((tier, ..), this) in of_namespace {
+            if self.selectors.chooses(this.subject, identity) {
+                take(*tier, this.lists);
             }
-        }
-        for tiers in &mut found {
-            tiers[Tier::Baseline as usize].reverse();
         }
         found
     }
