@@ -388,13 +388,13 @@ fn without_connections_no_service_is_served() {
     assert_eq!(asked(FAR[0]), Ok(()));
 }
 
+/// The backend of another node, in one family alone.
+const FAR_OF: [[&[&str]; 2]; 2] = [[&[FAR[0]], &[]], [&[], &[FAR[1]]]];
+
 #[test]
 fn a_datagram_that_says_another_length_belongs_to_no_connection() {
     for family in [0, 1] {
-        let chosen = [FAR[family]];
-        let mut by: [&[&str]; 2] = [&[], &[]];
-        by[family] = &chosen;
-        let served = Served::by(by);
+        let served = Served::by(FAR_OF[family]);
         let ask = udp(A[family], VIP[family], (4000, 80), 40);
         let answer = udp(FAR[family], A[family], (8080, 4000), 40);
         let length = if family == 0 { 25 } else { 45 };
@@ -416,10 +416,7 @@ fn a_datagram_that_says_another_length_belongs_to_no_connection() {
 #[test]
 fn an_answer_is_of_its_connection_whatever_is_around_it() {
     for family in [0, 1] {
-        let chosen = [FAR[family]];
-        let mut by: [&[&str]; 2] = [&[], &[]];
-        by[family] = &chosen;
-        let served = Served::by(by);
+        let served = Served::by(FAR_OF[family]);
         served.sent(&udp(A[family], VIP[family], (4000, 80), 40)).unwrap();
         let answer = udp(FAR[family], A[family], (8080, 4000), 40);
         let plain_frame = tunnelled(&inner_to_east(&answer));

@@ -1,15 +1,18 @@
 //! The index of the table: where a connection is, by either of its keys.
 
+use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
 
 use causeway_wire::IpProtocol;
+use causeway_wire::checksum::Change;
 
 use super::entry::{CLIENT, Entry, Life, State};
 use super::key::{End, Key};
 use super::prefetch::prefetch;
 use super::table::{BUCKET, Connections, Place};
-use crate::packet::Family;
+use crate::packet::{Family, Ip};
 
 /// Words of a cache line.
 const LINE: usize = 8;
@@ -83,6 +86,65 @@ impl Found {
     pub(crate) fn is_onward(&self) -> bool {
         self.from == self.state().originator
     }
+
+    /// Where a packet of a translated connection comes from and goes to when it is turned, and what that does to checksums: over addresses, and
+    /// over addresses and ports.
+    #[inline(always)]
+    pub(crate) fn turned<I: Ip>(&self) -> ([(I::Address, u16); 2], [Change; 2]) {
+        if self.for_client {
+            return (I::ends(&self.entry.key(), self.from), self.entry.changes());
+        }
+        let client = self.state().client.unwrap_or(self.from);
+        (I::ends(&self.entry.client_key(), client.other()), self.entry.changes().map(Change::back))
+    }
+
+    /// The slot of the pod whose connection it is: of a translated one the client's, as long as [its way](Self::way) is known.
+    #[inline(always)]
+    pub(crate) fn owner(&self) -> u16 {
+        self.entry.owner()
+    }
+
+    /// The way to the other end of a translated connection, if it was found in this world.
+    #[inline(always)]
+    pub(crate) fn way(&self, world: u32) -> Option<NonZeroU32> {
+        self.entry.way(world)
+    }
+
+    /// Notes it.
+    pub(crate) fn set_way(&self, world: u32, way: u32) {
+        self.entry.set_way(world, way);
+    }
+
+    /// Where the client of a connection has sent its first packet: address and port, as it knows them.
+    pub(crate) fn asked(&self) -> (IpAddr, u16) {
+        let state = self.state();
+        match state.client {
+            Some(client) => self.entry.client_key().end(client.other()),
+            None => self.entry.key().end(state.originator.other()),
+        }
+    }
+
+    /// Who answers, on the wire.
+    pub(crate) fn answers(&self) -> (IpAddr, u16) {
+        self.entry.key().end(self.state().originator.other())
+    }
+
+    /// Whether a connection goes where services of another mark had it go, and may go elsewhere: one of TCP or SCTP whose other end
+    /// has answered may not.
+    #[inline(always)]
+    pub(crate) fn is_outdated(&self, stamp: u32) -> bool {
+        self.entry.served() != stamp && (self.is_new() || !binds(self.entry.key().protocol()))
+    }
+
+    /// Notes that it goes where services of this mark have it go.
+    pub(crate) fn is_current(&self, stamp: u32) {
+        self.entry.set_served(stamp);
+    }
+}
+
+/// Whether a connection is lost when its other end becomes another.
+fn binds(protocol: IpProtocol) -> bool {
+    matches!(protocol, IpProtocol::TCP | IpProtocol::SCTP)
 }
 
 /// The keys of a new connection, each with its hash.

@@ -112,6 +112,7 @@ impl Connections {
 
     /// A table over memory of [`words`](Self::words): a new one where that is all zero, else what an earlier process left, with
     /// whatever it was in the middle of undone. Nobody else may use the memory meanwhile. Other memory is refused and not changed.
+    /// It should begin with a cache line: what a look-up asks for early are lines.
     pub fn open(words: &'static [AtomicU64], capacity: u32) -> Result<Self, OtherLayout> {
         let ours = (LAYOUT, u64::from(capacity));
         let (head, rest) = words.split_first_chunk::<HEAD>().unwrap_or_else(|| unreachable!("too few words"));
